@@ -1,0 +1,3 @@
+"""Farebox: a metering gateway for OpenAI-compatible APIs."""
+
+__version__ = "0.1.0"

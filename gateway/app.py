@@ -1,0 +1,289 @@
+"""The composition root: the only module that builds objects, wires them together and starts tasks."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from gateway.clock import monotonic_seconds, new_id
+from gateway.db import keys
+from gateway.db.journal import Journal
+from gateway.db.lanes import Lane
+from gateway.db.migrate import pending
+from gateway.db.pool import Connection, Database, LedgerAway, connect
+from gateway.db.queries import queries
+from gateway.metrics import Metrics
+from gateway.request.admit import Shelf
+from gateway.request.authenticate import Authenticator
+from gateway.request.handle import Gateway
+from gateway.request.hold import Holds
+from gateway.request.relay import Relay
+from gateway.request.settle import Settler
+from gateway.request.watch import Watch
+from gateway.settings import Settings, UpstreamSettings
+from gateway.tasks import spawn, stop
+from gateway.upkeep.catalogue import CatalogueRefresh
+from gateway.upkeep.replay import Replay
+from gateway.upkeep.service import Service, run_forever
+from gateway.upkeep.sweep import Sweep
+from gateway.upkeep.vitals import HeldGauges, Invariants, Partitions
+from gateway.web.health import Check, ops_handler
+from gateway.web.routes import Limits, api_handler
+from gateway.web.server import Listener
+
+_log = logging.getLogger("farebox.app")
+_STUCK_SECONDS = 5.0
+_LAG_PROBE_SECONDS = 0.5
+
+
+class _LaneMetrics:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def batch_sent(self, operations: int) -> None:
+        self._metrics.lane_batch.observe(operations)
+
+    def statement_failed(self, kind: str) -> None:
+        self._metrics.lane_failures.labels(kind).inc()
+
+
+@dataclass(slots=True)
+class App:
+    """A running gateway. `port` and `ops_port` are the ones that it listens on."""
+
+    settings: Settings
+    gateway: Gateway
+    database: Database
+    lane: Lane
+    journal: Journal
+    metrics: Metrics
+    watch: Watch
+    sweep: Sweep
+    replay: Replay
+    invariants: Invariants
+    catalogue: CatalogueRefresh
+    port: int = 0
+    ops_port: int = 0
+    shelf: Shelf = field(default_factory=lambda: Shelf([], [], [], {}))
+
+    async def drain(self) -> None:
+        """Take no new calls; let those in flight end, and end those that do not in time."""
+        self.gateway.stopping = True
+        await self.watch.emptied(within_seconds=self.settings.stop_seconds * 0.7)
+        self.watch.stop_all()
+        await self.watch.emptied(within_seconds=self.settings.stop_seconds * 0.2)
+
+
+@asynccontextmanager
+async def running(settings: Settings, dsn: str, *, upstreams: tuple[UpstreamSettings, ...]) -> AsyncIterator[App]:
+    """A gateway that serves while the context lasts, and drains at its end.
+
+    Raises LedgerAway, JournalUnwritable, and OSError for a port that is taken.
+    """
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(dsn)
+        stack.push_async_callback(database.close)
+        journal = Journal(settings.directory() / "journal", bytes_max=settings.journal_bytes_max)
+        journal.open(f"{os.getpid()}-{new_id()}")
+        stack.callback(journal.close)
+        lane = _lane(settings, dsn, metrics)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ttl_dns_cache=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=max(u.connect_seconds for u in upstreams)),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent",),
+            read_bufsize=2**16,
+        )
+        stack.push_async_callback(session.close)
+        app = _wire(settings, upstreams, database, journal, lane, session, metrics)
+        await app.catalogue.run_once()
+        await _start(app, dsn, stack)
+        yield app
+        await app.drain()
+
+
+def _lane(settings: Settings, dsn: str, metrics: Metrics) -> Lane:
+    async def connection() -> Connection:
+        return await connect(dsn)
+
+    return Lane(
+        connection,
+        _LaneMetrics(metrics),
+        batch_operations_max=settings.lane_batch_operations_max,
+        queue_operations_max=settings.lane_queue_operations_max,
+        statement_seconds=settings.lane_statement_seconds,
+        wait_seconds=settings.lane_wait_seconds,
+    )
+
+
+def _wire(
+    settings: Settings,
+    upstreams: tuple[UpstreamSettings, ...],
+    database: Database,
+    journal: Journal,
+    lane: Lane,
+    session: aiohttp.ClientSession,
+    metrics: Metrics,
+) -> App:
+    watch = Watch()
+    authenticator = Authenticator(
+        lambda digest: keys.by_hash(database, digest),
+        cache_seconds=settings.key_cache_seconds,
+        entries_max=settings.key_cache_entries_max,
+        unknown_per_second_max=settings.unknown_keys_per_second_max,
+    )
+    gateway = Gateway(
+        authenticator=authenticator,
+        shelf=lambda: app.shelf,
+        holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
+        relay=Relay(session, watch, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
+        settler=Settler(lane, journal, metrics),
+        watch=watch,
+        metrics=metrics,
+        min_output_tokens=settings.min_output_tokens,
+        drain_seconds=settings.drain_seconds,
+    )
+
+    def put(shelf: Shelf) -> None:
+        app.shelf = shelf
+
+    app = App(
+        settings=settings,
+        gateway=gateway,
+        database=database,
+        lane=lane,
+        journal=journal,
+        metrics=metrics,
+        watch=watch,
+        sweep=Sweep(database, lane, metrics, interval_seconds=settings.sweep_seconds),
+        replay=Replay(journal, lane, metrics),
+        invariants=Invariants(database, metrics, interval_seconds=settings.invariants_seconds),
+        catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
+    )
+    return app
+
+
+async def _start(app: App, dsn: str, stack: contextlib.AsyncExitStack) -> None:
+    """Start every task and open both ports; the stack undoes it in reverse order."""
+    settings = app.settings
+    lane_task = spawn(app.lane.run(), name="lane")
+
+    async def close_lane() -> None:
+        app.lane.close()
+        await lane_task
+
+    stack.push_async_callback(close_lane)
+    watcher = _watcher(app, dsn)
+    services: list[Service] = [
+        app.sweep,
+        app.replay,
+        app.invariants,
+        app.catalogue,
+        HeldGauges(app.database, app.metrics),
+        Partitions(app.database),
+    ]
+    background = [
+        spawn(app.watch.run(), name="watch"),
+        spawn(watcher.run(), name="watcher"),
+        spawn(_measure_lag(app.metrics), name="event loop lag"),
+        spawn(_guard_journal(app), name="journal guard"),
+        *(spawn(run_forever(service, app.metrics), name=service.name) for service in services),
+    ]
+    for task in background:
+        stack.push_async_callback(stop, task)
+    api = Listener(
+        api_handler(app.gateway, Limits(settings.body_bytes_max, settings.body_seconds)),
+        header_seconds=settings.header_seconds,
+        header_bytes_max=settings.header_bytes_max,
+        body_bytes_max=settings.body_bytes_max,
+        keep_alive_seconds=settings.keep_alive_seconds,
+    )
+    ops = Listener(
+        ops_handler(lambda: _checks(app), lambda: _refresh(app), app.metrics),
+        header_seconds=settings.header_seconds,
+        header_bytes_max=settings.header_bytes_max,
+        body_bytes_max=65_536,
+        keep_alive_seconds=settings.keep_alive_seconds,
+    )
+    for listener in (ops, api):
+        stack.push_async_callback(_close_listener, listener)
+    app.ops_port = await ops.open(settings.ops_host, settings.ops_port)
+    app.port = await api.open(settings.host, settings.port)
+
+
+async def _close_listener(listener: Listener) -> None:
+    await listener.close(timeout_seconds=0.5)
+
+
+def _watcher(app: App, dsn: str) -> keys.Watcher:
+    async def connection() -> Connection:
+        return await connect(dsn)
+
+    def prices_changed() -> None:
+        spawn(_refresh_catalogue(app), name="catalogue refresh")
+
+    watcher = keys.Watcher(connection, on_key=app.gateway.authenticator.forget, on_prices=prices_changed)
+    app.gateway.authenticator.hears = lambda: watcher.live
+    return watcher
+
+
+async def _refresh_catalogue(app: App) -> None:
+    with contextlib.suppress(LedgerAway):
+        await app.catalogue.run_once()
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    while True:
+        due = monotonic_seconds() + _LAG_PROBE_SECONDS
+        await asyncio.sleep(_LAG_PROBE_SECONDS)
+        metrics.loop_lag.observe(max(0.0, monotonic_seconds() - due))
+
+
+async def _guard_journal(app: App) -> None:
+    """No new money is put at risk while a settle could be lost."""
+    while True:
+        await asyncio.to_thread(app.journal.probe)
+        app.gateway.holds.usable = app.journal.unwritable is None
+        await asyncio.sleep(2.0)
+
+
+def _refresh(app: App) -> None:
+    app.metrics.lane_queue.set(app.lane.queued)
+    app.metrics.lane_stuck.set(app.lane.stuck_seconds())
+    app.metrics.journal_records.set(app.journal.records)
+
+
+async def _checks(app: App) -> list[Check]:
+    """What readiness and health look at."""
+    checks = [await _check_database(app)]
+    stuck = app.lane.stuck_seconds()
+    checks.append(Check("lane", stuck < _STUCK_SECONDS and not app.lane.away, f"oldest wait {stuck:.1f} s"))
+    unwritable = app.journal.unwritable
+    checks.append(Check("journal_writable", unwritable is None, unwritable or "ok"))
+    waiting = app.journal.records
+    checks.append(Check("journal_empty", not waiting, f"{waiting} records wait for replay", gates_ready=False))
+    offered = app.shelf.count
+    checks.append(Check("models", offered > 0, f"{offered} models on offer"))
+    failing = app.invariants.failing
+    checks.append(Check("invariants", not failing, ", ".join(failing) or "ok", gates_ready=False))
+    checks.append(Check("not_stopping", not app.gateway.stopping, "stopping" if app.gateway.stopping else "ok"))
+    return checks
+
+
+async def _check_database(app: App) -> Check:
+    try:
+        async with asyncio.timeout(2.0), app.database.connection() as connection:
+            missing = await pending(connection)
+            writable = await connection.fetchval(queries()["database_writable"])
+    except (LedgerAway, TimeoutError):
+        return Check("database", False, "cannot be reached")
+    if missing:
+        return Check("database", False, f"migrations pending: {', '.join(missing)}; run farebox migrate")
+    return Check("database", bool(writable), "ok" if writable else "takes no writes")

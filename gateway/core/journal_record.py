@@ -1,0 +1,48 @@
+"""The written form of a journaled operation: a checksum, a space, one JSON object, a newline.
+
+A torn or damaged record is told from a whole one without trusting what follows it.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation on one wallet, as the lane takes it."""
+
+    wallet_id: str
+    hold_id: str
+    document: bytes
+
+
+def encode(record: Record) -> bytes:
+    """One line. The document is JSON and so has no raw newline."""
+    body = b'{"wallet":"%s","hold":"%s","operation":%s}' % (
+        record.wallet_id.encode(),
+        record.hold_id.encode(),
+        record.document,
+    )
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def decode(data: bytes) -> tuple[list[Record], int]:
+    """The whole records of a journal file, and how many lines were damaged.
+
+    A torn last line is what a crash leaves: it was never acknowledged. A damaged line elsewhere is skipped too, and
+    both are counted, so that the caller can keep the file for a person to see.
+    """
+    records: list[Record] = []
+    damaged = 0
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        checksum, _, body = line.partition(b" ")
+        if len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
+            damaged += 1
+            continue
+        document = orjson.loads(body)
+        records.append(Record(document["wallet"], document["hold"], orjson.dumps(document["operation"])))
+    return records, damaged

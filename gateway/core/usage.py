@@ -1,0 +1,146 @@
+"""What an upstream says was used, checked and made canonical.
+
+Numbers from outside are data: each is checked before it may cost anything. A reading that contradicts itself is
+`InvalidUsage`, and the call is charged by the missing-usage rule instead (gateway/request/meter.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.core.catalogue import Meter
+
+# Every JSON number up to here is exact in every language that may have written it.
+TOKENS_MAX = 2**53
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
+
+
+class InvalidUsage(ValueError):
+    """Usage that cannot be true: negative, fractional, over the model's limits, or parts larger than their whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most a reply can truthfully report. All in tokens, over all choices."""
+
+    input_tokens_max: int
+    output_tokens_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Usage seen, in disjoint meters. `reasoning_tokens` is information only: it is inside `output`."""
+
+    quantities: Mapping[Meter, int]
+    reasoning_tokens: int = 0
+
+
+def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | None:
+    """Tokens in and out from a chat or a responses usage object, in either spelling. Raises InvalidUsage.
+
+    None where nothing was counted. `cached` and `cache_write` are parts of the input, `reasoning` of the output.
+    Some upstreams leave reasoning out of the completion count but not out of the total, so the larger counts.
+    Details are optional; both an input and an output count must be there or follow from the total.
+    """
+    if says_nothing(usage):
+        return None
+    details_in = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    details_out = _details(usage, "completion_tokens_details", "output_tokens_details")
+    total = _count(usage.get("total_tokens"), "total_tokens")
+    completion = _agreed("output", usage.get("completion_tokens"), usage.get("output_tokens"))
+    prompt = _agreed("input", usage.get("prompt_tokens"), usage.get("input_tokens"))
+    if prompt is None:
+        # Without an input count the input would be free; a total and an output count still give it.
+        if total is None or completion is None or total < completion:
+            raise InvalidUsage("no input count")
+        prompt = total - completion
+    output = completion or 0
+    if total is not None:
+        if total < prompt + output:
+            raise InvalidUsage(f"total {total} is less than its parts, {prompt} + {output}")
+        output = total - prompt
+    elif completion is None:
+        raise InvalidUsage("no output count")
+    cached = _agreed("cached", details_in.get("cached_tokens"), usage.get("prompt_cache_hit_tokens")) or 0
+    cache_write = _count(details_in.get("cache_write_tokens"), "cache_write_tokens") or 0
+    reasoning = _count(details_out.get("reasoning_tokens"), "reasoning_tokens") or 0
+    if cached + cache_write > prompt:
+        raise InvalidUsage(f"cached {cached} and cache write {cache_write} are more than the input, {prompt}")
+    if reasoning > output:
+        raise InvalidUsage(f"reasoning {reasoning} is more than the output, {output}")
+    if prompt > limits.input_tokens_max:
+        raise InvalidUsage(f"input {prompt} is more than the limit, {limits.input_tokens_max}")
+    if output > limits.output_tokens_max:
+        raise InvalidUsage(f"output {output} is more than the limit, {limits.output_tokens_max}")
+    quantities = {
+        Meter.INPUT: prompt - cached - cache_write,
+        Meter.CACHED_INPUT: cached,
+        Meter.CACHE_WRITE: cache_write,
+        Meter.OUTPUT: output,
+    }
+    used = {meter: quantity for meter, quantity in quantities.items() if quantity}
+    return Reading(used, reasoning) if used else None
+
+
+def says_nothing(usage: Mapping[str, object]) -> bool:
+    """Whether a usage object counts no token at all, as upstreams send on chunks before the last."""
+    return not any((value := usage.get(name)) and value != "0" for name in _COUNTS)
+
+
+def merge_usage(
+    earlier: Mapping[str, object] | None, later: Mapping[str, object] | None
+) -> Mapping[str, object] | None:
+    """The last value of each field of two usage objects of one call; never a sum, for counts are cumulative.
+
+    A null field says nothing, and neither does an object that counts nothing. Inside an object that counts something
+    zero is a value. A total belongs to the object that it came with: an older one is dropped.
+    """
+    if later is None or says_nothing(later):
+        return earlier
+    if earlier is None:
+        return later
+    merged = {name: value for name, value in earlier.items() if name != "total_tokens"}
+    for name, value in later.items():
+        before = merged.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            merged[name] = before | {part: number for part, number in value.items() if number is not None}
+        elif value is not None:
+            merged[name] = value
+    return merged
+
+
+def _details(usage: Mapping[str, object], *names: str) -> Mapping[str, object]:
+    """The first details object that is there; `null`, and the empty list that PHP writes for one, are empty."""
+    for name in names:
+        if details := usage.get(name):
+            if not isinstance(details, dict):
+                raise InvalidUsage(f"{name} is not an object")
+            return details
+    return {}
+
+
+def _agreed(what: str, first: object, second: object) -> int | None:
+    """One count that may be spelled two ways. A spelling left at zero does not contradict the other."""
+    one, other = _count(first, what), _count(second, what)
+    if one and other and one != other:
+        raise InvalidUsage(f"two {what} counts, {one} and {other}")
+    return one if other is None else one or other
+
+
+def _count(value: object, name: str) -> int | None:
+    """A token count: a whole number, or a decimal string of one; None where it is absent. Raises InvalidUsage."""
+    if value is None:
+        return None
+    if type(value) is int:
+        count: int | None = value
+    elif isinstance(value, float) and value.is_integer():
+        count = int(value)
+    elif isinstance(value, str) and len(value) <= 20 and value.isascii() and value.removesuffix(".0").isdigit():
+        count = int(value.removesuffix(".0"))
+    else:
+        count = None
+    if count is None:
+        raise InvalidUsage(f"{name} {str(value)[:40]!r} is not a token count")
+    if not 0 <= count <= TOKENS_MAX:
+        raise InvalidUsage(f"{name} is out of range")
+    return count

@@ -1,0 +1,157 @@
+"""Settles that could not reach the ledger, on local disk until they can.
+
+One file per process, fsynced before an append is acknowledged, locked while its process lives. Records are replayed
+with the same ids, so replaying twice is harmless. A file whose process died is taken over by the next one.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.core.journal_record import Record, decode, encode
+
+
+class JournalUnwritable(Exception):
+    """The journal cannot take a record: the disk or the directory refuses, or it has reached its size limit."""
+
+
+class Journal:
+    """The journal of this process, and the ones that others left behind, under one directory."""
+
+    def __init__(self, directory: Path, *, bytes_max: int) -> None:
+        self._directory = directory
+        self._bytes_max = bytes_max
+        self._file: int | None = None
+        self._path: Path | None = None
+        self._lock = asyncio.Lock()
+        self._pending: list[bytes] = []
+        self.bytes_written = 0
+        self.records = 0
+        self.unwritable: str | None = None
+
+    def open(self, name: str) -> None:
+        """Make this process's file. Raises JournalUnwritable."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path = self._directory / f"{name}.journal"
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_directory(self._directory)
+        except OSError as error:
+            raise JournalUnwritable(f"{self._directory}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give up the file; an empty one is removed."""
+        if self._file is not None and self._path is not None:
+            if os.fstat(self._file).st_size == 0:
+                self._path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+
+    async def append(self, record: Record) -> None:
+        """Return once `record` is on disk. Appends that wait together share one fsync. Raises JournalUnwritable."""
+        line = encode(record)
+        self._pending.append(line)
+        async with self._lock:
+            if line not in self._pending:
+                return  # an append before us wrote it along
+            lines, self._pending = self._pending, []
+            try:
+                await asyncio.to_thread(self._write, b"".join(lines))
+            except OSError as error:
+                self.unwritable = error.strerror or type(error).__name__
+                # Those who shared this write are still waiting for the lock: let each try, and fail, for itself.
+                self._pending = [other for other in lines if other is not line] + self._pending
+                raise JournalUnwritable(self.unwritable) from error
+            self.unwritable = None
+            self.records += len(lines)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "the journal is open while calls are served"
+        if self.bytes_written + len(data) > self._bytes_max:
+            raise OSError(0, f"the journal has reached {self._bytes_max} bytes")
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+        except OSError:
+            # Half a record must not swallow the one that follows it.
+            os.ftruncate(self._file, self.bytes_written)
+            raise
+        self.bytes_written += len(data)
+
+    def probe(self) -> None:
+        """Try whether an append could succeed now, and remember the answer for readiness. One caller at a time."""
+        try:
+            probe = self._directory / f".probe-{os.getpid()}"
+            with probe.open("wb") as file:
+                file.write(b"\n" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+            probe.unlink(missing_ok=True)
+            full = self.bytes_written >= self._bytes_max
+            self.unwritable = f"the journal has reached {self._bytes_max} bytes" if full else None
+        except OSError as error:
+            self.unwritable = error.strerror or type(error).__name__
+
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[list[Path]]:
+        """The files of processes that have died, locked while the context lasts."""
+        held: list[tuple[int, Path]] = []
+        try:
+            for path in sorted(self._directory.glob("*.journal")):
+                if path == self._path:
+                    continue
+                with contextlib.suppress(OSError):
+                    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except OSError:
+                        os.close(file)
+                        continue
+                    held.append((file, path))
+            yield [path for _, path in held]
+        finally:
+            for file, _ in held:
+                os.close(file)
+
+    def read_own(self) -> tuple[list[Record], int]:
+        """What this process has journaled and not yet cleared, and how many lines are damaged."""
+        return decode(self._path.read_bytes()) if self._path is not None else ([], 0)
+
+    async def set_aside(self) -> None:
+        """Keep this process's file for a person to see, and go on with a new one."""
+        async with self._lock:
+            assert self._path is not None
+            assert self._file is not None
+            self._path.rename(self._path.with_name(f"{self._path.stem}-{self.bytes_written}.damaged"))
+            os.close(self._file)
+            self.open(self._path.stem)
+            self.bytes_written = self.records = 0
+
+    async def clear_own(self, records: int) -> bool:
+        """Empty this process's file, if nothing was appended since `records` were read from it."""
+        async with self._lock:
+            if self._file is None or self.records != records:
+                return False
+            os.ftruncate(self._file, 0)
+            os.fsync(self._file)
+            self.bytes_written = self.records = 0
+            return True
+
+
+def read_file(path: Path) -> tuple[list[Record], int]:
+    """The whole records of one journal file, and how many lines are damaged."""
+    return decode(path.read_bytes())
+
+
+def _sync_directory(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,80 @@
+"""Models and versioned prices, stored and read whole."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import orjson
+
+from gateway.core.catalogue import (
+    Model,
+    Price,
+    Rates,
+    Tier,
+    rates_from_json,
+    rates_to_json,
+    tiers_from_json,
+    tiers_to_json,
+)
+from gateway.db.pool import Database, Row
+
+
+def price_from_row(row: Row) -> Price:
+    """A stored price. Raises InvalidPrice if it was damaged."""
+    return Price(
+        price_id=row["price_id"],
+        model=row["model"],
+        effective_from=row["effective_from"],
+        source=row["source"],
+        rates=rates_from_json(orjson.loads(row["rates"])),
+        tiers=tiers_from_json(orjson.loads(row["tiers"])),
+    )
+
+
+async def save_models(database: Database, models: Sequence[Model]) -> None:
+    """Insert or update models by name."""
+    await database.fetch(
+        "model_upsert",
+        [model.name for model in models],
+        [model.context_tokens_max for model in models],
+        [model.output_tokens_max for model in models],
+        [model.hidden_reasoning for model in models],
+        [model.owned_by for model in models],
+    )
+
+
+async def load_models(database: Database) -> list[Model]:
+    """Every model, by name."""
+    return [
+        Model(
+            name=row["model"],
+            context_tokens_max=row["context_tokens_max"],
+            output_tokens_max=row["output_tokens_max"],
+            hidden_reasoning=row["hidden_reasoning"],
+            owned_by=row["owned_by"],
+            created_at=row["created_at"],
+        )
+        for row in await database.fetch("model_list")
+    ]
+
+
+async def add_prices(database: Database, prices: Sequence[tuple[str, datetime, Rates, tuple[Tier, ...], str]]) -> None:
+    """Add versions as (model, effective_from, rates, tiers, source), and tell every process."""
+    await database.fetch(
+        "price_add",
+        [model for model, *_ in prices],
+        [effective_from for _, effective_from, *_ in prices],
+        [orjson.dumps(rates_to_json(rates)).decode() for _, _, rates, _, _ in prices],
+        [orjson.dumps(tiers_to_json(tiers)).decode() for _, _, _, tiers, _ in prices],
+        [source for *_, source in prices],
+    )
+    await database.fetch("prices_changed")
+
+
+async def current(database: Database) -> list[Price]:
+    """The version of each model's price in force now, by the database's clock."""
+    return [price_from_row(row) for row in await database.fetch("price_current")]
+
+
+async def history(database: Database, model: str, count: int) -> list[Price]:
+    """A model's versions, newest first."""
+    return [price_from_row(row) for row in await database.fetch("price_history", model, count)]

@@ -1,0 +1,77 @@
+"""Wallets and their ledger entries: reads, and the two ways to post by hand."""
+
+from collections.abc import Sequence
+
+from gateway.db.lanes import Outcome
+from gateway.db.pool import Database, Row
+
+# The account on the other side of an entry made by hand.
+CREDIT_ACCOUNT = "credits"
+ADJUST_ACCOUNT = "adjustments"
+
+
+async def create(database: Database, wallet_id: str, name: str, *, floor_nanos: int = 0) -> None:
+    """Open an empty wallet; nothing happens if it exists."""
+    await database.fetch("wallet_create", wallet_id, name, floor_nanos)
+
+
+async def get(database: Database, wallet_id: str) -> Row | None:
+    """One wallet, or None."""
+    return await database.fetch_one("wallet_get", wallet_id)
+
+
+async def list_after(database: Database, after: str | None, count: int) -> Sequence[Row]:
+    """Up to `count` wallets whose ids follow `after`."""
+    return await database.fetch("wallet_list", after, count)
+
+
+async def credit(
+    database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
+) -> tuple[Outcome, int]:
+    """Add money, once per posting id. Gives the outcome and the balance in nanos."""
+    assert amount_nanos > 0
+    return await _post(database, wallet_id, posting_id, "credit", CREDIT_ACCOUNT, amount_nanos, actor, reason)
+
+
+async def adjust(
+    database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
+) -> tuple[Outcome, int]:
+    """Correct a balance either way, once per posting id. Gives the outcome and the balance in nanos."""
+    assert amount_nanos != 0
+    return await _post(database, wallet_id, posting_id, "adjust", ADJUST_ACCOUNT, amount_nanos, actor, reason)
+
+
+async def _post(
+    database: Database,
+    wallet_id: str,
+    posting_id: str,
+    kind: str,
+    contra: str,
+    amount_nanos: int,
+    actor: str,
+    reason: str,
+) -> tuple[Outcome, int]:
+    row = await database.fetch_one("wallet_post", wallet_id, posting_id, kind, contra, amount_nanos, actor, reason)
+    assert row is not None, "wallet_post always answers"
+    return Outcome(row["outcome"]), row["balance_nanos"] or 0
+
+
+async def set_status(database: Database, wallet_id: str, status: str) -> None:
+    """Suspend or reopen a wallet; holds see it at once."""
+    await database.fetch("wallet_set_status", wallet_id, status)
+
+
+async def entries(database: Database, wallet_id: str, before_seq: int | None, count: int) -> Sequence[Row]:
+    """A wallet's newest ledger entries before `before_seq`."""
+    return await database.fetch("ledger_entry_list", wallet_id, before_seq, count)
+
+
+async def usage(database: Database, wallet_id: str, before_hold_id: str | None, count: int) -> Sequence[Row]:
+    """A wallet's newest resolved calls before `before_hold_id`."""
+    return await database.fetch("usage_events_by_wallet", wallet_id, before_hold_id, count)
+
+
+async def any_exist(database: Database) -> bool:
+    """Whether this database has a wallet."""
+    row = await database.fetch_one("wallet_count")
+    return row is not None and row["count"] > 0

@@ -1,0 +1,325 @@
+"""Chat completions: what a request may cost, what goes upstream, what a reply says.
+
+A request is refused here only where its cost could not be told: a malformed field that decides the cost, one that is
+spelled twice so that the upstream might read another value than we do, or a feature that has no meter yet.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.core.estimate import OutputCounter, prompt_tokens_estimate
+from gateway.core.json_members import MalformedJson, duplicate_member, member_values, parse, with_members
+from gateway.core.usage import Limits, Reading, read_token_usage
+from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
+from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
+
+MODEL_CHARS_MAX = 256
+CHOICES_MAX = 128
+OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
+MEMBERS_MAX = 256
+# The dearest image of any model in the reference: 30,000 patches at 1.62 tokens. The estimate is a common one.
+IMAGE_TOKENS_MAX = 48_600
+IMAGE_TOKENS_ESTIMATE = 1_445
+# What a chat template adds to the text of every request: its priming tokens and a default system message.
+TEMPLATE_TOKENS_MAX = 256
+# What it adds once to explain tools or a schema.
+TOOLS_TEMPLATE_TOKENS_MAX = 512
+
+_CAPS = ("max_completion_tokens", "max_tokens")
+# Present and not null, each of these has a cost without a meter: searches, audio, a second model, more candidates
+# than `n`, tokens outside the cap.
+_NOT_METERED = frozenset(
+    {"audio", "best_of", "models", "n_predict", "plugins", "prediction", "search_parameters", "web_search_options"}
+)
+# Rendered into the prompt by the upstream's template in a form of its own.
+_RENDERED = ("tools", "functions", "response_format")
+_DECIDING = _NOT_METERED | {
+    *_CAPS,
+    *_RENDERED,
+    "messages",
+    "modalities",
+    "model",
+    "n",
+    "prompt_cache_options",
+    "service_tier",
+    "stream",
+    "stream_options",
+}
+_NEEDLES = {name: b'"%b"' % name.encode() for name in sorted(_DECIDING)}
+# Members that cost nothing in themselves; listed so that an ordinary request needs no case-folding.
+_ORDINARY = frozenset(
+    {
+        "frequency_penalty",
+        "function_call",
+        "logit_bias",
+        "logprobs",
+        "metadata",
+        "min_p",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning",
+        "reasoning_effort",
+        "repetition_penalty",
+        "safety_identifier",
+        "seed",
+        "stop",
+        "store",
+        "temperature",
+        "tool_choice",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+# An ASCII letter, an underscore, or one of the two characters that fold to an ASCII letter, spelled as an escape.
+_ESCAPED_LETTER = re.compile(rb"\\u(?:00[4-7][0-9a-fA-F]|017[fF]|212[aA])")
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    count: int = 0
+    url_bytes: int = 0  # of data URLs, which are not text
+
+
+_NO_IMAGES = _Images()
+
+
+class ChatEndpoint:
+    """`POST /v1/chat/completions`."""
+
+    name = "chat.completions"
+
+    def read_request(self, body: bytes) -> CallRequest:
+        try:
+            request = parse(body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"The body is not valid JSON: {error.msg}.", code="invalid_json") from None
+        if not isinstance(request, dict):
+            raise InvalidRequest("The body must be a JSON object.")
+        _refuse_ambiguous(body, request)
+        model = request.get("model")
+        if not isinstance(model, str) or not 0 < len(model) <= MODEL_CHARS_MAX:
+            raise InvalidRequest(f"'model' must be a string of 1 to {MODEL_CHARS_MAX} characters.", param="model")
+        stream = request.get("stream")
+        if stream is not None and type(stream) is not bool:
+            raise InvalidRequest("'stream' must be true or false.", param="stream")
+        caps = [cap for name in _CAPS if (cap := _whole(request, name, OUTPUT_TOKENS_CAP_MAX)) is not None]
+        choices = _whole(request, "n", CHOICES_MAX)
+        wants_usage = _wants_usage(request, stream=bool(stream))
+        _refuse_unpriced(request)
+        images = _read_messages(request.get("messages"))
+        input_tokens_max, input_tokens_estimate = _input_tokens(body, request, images)
+        return CallRequest(
+            model=model,
+            stream=bool(stream),
+            input_tokens_max=input_tokens_max,
+            input_tokens_estimate=input_tokens_estimate,
+            output_tokens_cap=max(caps) if caps else None,
+            choices=choices or 1,
+            wants_usage=wants_usage,
+        )
+
+    def upstream_body(
+        self,
+        body: bytes,
+        *,
+        model: str | None,
+        include_usage: bool,
+        output_tokens_cap: int | None,
+        cap_member: str = "max_completion_tokens",
+    ) -> bytes:
+        """`body` with only those members set that must change; `body` itself if none must. Raises InvalidRequest."""
+        try:
+            changed = _changed_body(body, model, include_usage, output_tokens_cap, cap_member)
+        except MalformedJson as error:
+            raise _unreadable(error) from None
+        return body if changed == body else changed
+
+    def stream_reader(self, *, remove_usage: bool) -> ChatStream:
+        return ChatStream(remove_usage=remove_usage)
+
+    def read_reply(self, body: bytes) -> ReplySeen:
+        """A reply that is no JSON object, such as a proxy's HTML page, holds no output and is not charged."""
+        try:
+            reply = parse(body)
+        except orjson.JSONDecodeError:
+            reply = None
+        if not isinstance(reply, dict):
+            return ReplySeen(None, 0, False)
+        usage = reply.get("usage")
+        failed = is_error(reply)
+        counter = OutputCounter()
+        if not failed:
+            count_choices(reply.get("choices"), counter)
+        return ReplySeen(usage if isinstance(usage, dict) else None, counter.tokens, failed)
+
+    def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
+        return read_token_usage(usage, limits)
+
+
+def _changed_body(
+    body: bytes, model: str | None, include_usage: bool, output_tokens_cap: int | None, cap_member: str
+) -> bytes:
+    members: dict[str, object] = {}
+    if model is not None:
+        members["model"] = model
+    if include_usage:
+        options = member_values(body, frozenset({"stream_options"})).get("stream_options", b"null")
+        wanted = b'{"include_usage":true}' if options == b"null" else with_members(options, {"include_usage": True})
+        members["stream_options"] = orjson.Fragment(wanted)
+    if output_tokens_cap is not None:
+        given = {name for name, value in member_values(body, frozenset(_CAPS)).items() if value != b"null"}
+        # The client's own member is kept, since some models refuse the other; but an upstream that reads only
+        # one member would not see a cap under another name.
+        if not given or cap_member != "max_completion_tokens":
+            given.add(cap_member)
+        members |= dict.fromkeys(sorted(given), output_tokens_cap)
+    return with_members(body, members)
+
+
+def _refuse_ambiguous(body: bytes, request: dict[str, object]) -> None:
+    """A member that decides the cost must be spelled once: parsers differ on which of two counts, and on case."""
+    if len(request) > MEMBERS_MAX:
+        raise InvalidRequest(f"The body has more than {MEMBERS_MAX} members.")
+    suspect = body.find(b"\\u") >= 0 and _ESCAPED_LETTER.search(body) is not None
+    for name in request:
+        if (needle := _NEEDLES.get(name)) is not None:
+            # A name that is spelled twice may be nested, or a value; only then is it worth looking into.
+            suspect = suspect or body.count(needle) > 1
+        elif name not in _ORDINARY and (folded := name.casefold()) in _DECIDING:
+            raise InvalidRequest(f"{name!r} must be spelled {folded!r}.", param=folded, code="duplicate_member")
+    if not suspect:
+        return
+    try:
+        duplicate = duplicate_member(body, _DECIDING)
+    except MalformedJson as error:
+        raise _unreadable(error) from None
+    if duplicate is not None:
+        raise InvalidRequest(f"{duplicate!r} is given twice.", param=duplicate, code="duplicate_member")
+
+
+def _whole(request: dict[str, object], name: str, maximum: int) -> int | None:
+    """A whole number from 1 to `maximum`, or None where it is absent or null."""
+    value = request.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise InvalidRequest(f"{name!r} must be a whole number from 1 to {maximum}.", param=name)
+    return value
+
+
+def _wants_usage(request: dict[str, object], *, stream: bool) -> bool:
+    options = request.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise InvalidRequest("'stream_options' must be an object.", param="stream_options")
+    if not stream:
+        raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    wanted = options.get("include_usage")
+    if wanted is not None and type(wanted) is not bool:
+        raise InvalidRequest("'include_usage' must be true or false.", param="stream_options.include_usage")
+    return wanted is True
+
+
+def _refuse_unpriced(request: dict[str, object]) -> None:
+    """Refuse what would cost something that no meter counts and no price covers."""
+    tier = request.get("service_tier")
+    if tier is not None and tier not in ("auto", "default"):
+        message = "Only the service tiers 'auto' and 'default' are priced here."
+        raise InvalidRequest(message, param="service_tier", code="service_tier_not_priced")
+    if not _NOT_METERED.isdisjoint(request):
+        for name in sorted(_NOT_METERED):
+            if request.get(name) is not None:
+                raise _not_metered(name)
+    modalities = request.get("modalities")
+    if modalities is not None and (not isinstance(modalities, list) or any(item != "text" for item in modalities)):
+        raise _not_metered("modalities")
+    cache_options = request.get("prompt_cache_options")
+    if cache_options is not None and (not isinstance(cache_options, dict) or cache_options.get("ttl") == "12h"):
+        raise _not_metered("prompt_cache_options")
+    tools = request.get("tools")
+    if tools is not None:
+        if not isinstance(tools, list):
+            raise InvalidRequest("'tools' must be a list.", param="tools")
+        # Tools that the upstream runs by itself have fees of their own.
+        if any(not isinstance(tool, dict) or tool.get("type") not in ("function", "custom") for tool in tools):
+            raise _not_metered("tools")
+
+
+def _unreadable(error: MalformedJson) -> InvalidRequest:
+    return InvalidRequest(f"The body cannot be read: {error}.", code="invalid_json")
+
+
+def _not_metered(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param!r} asks for something that is not metered here.", param=param, code="not_metered")
+
+
+def _read_messages(messages: object) -> _Images:
+    """The images of the messages; every other part is text, or refused."""
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("'messages' must be a list with at least one message.", param="messages")
+    images = _NO_IMAGES
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InvalidRequest(f"Message {position} must be an object.", param=f"messages[{position}]")
+        if message.get("audio") is not None:
+            raise _not_metered(f"messages[{position}].audio")
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        param = f"messages[{position}].content"
+        if not isinstance(content, list):
+            raise InvalidRequest(f"The content of message {position} must be a string or a list.", param=param)
+        images = _read_parts(content, images, param)
+    return images
+
+
+def _read_parts(parts: list[object], images: _Images, param: str) -> _Images:
+    """`images` with those of one message's content parts added."""
+    count, url_bytes = images.count, images.url_bytes
+    for position, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or kind not in ("text", "image_url", "refusal"):
+            raise _not_metered(f"{param}[{position}]")
+        breakpoint_options = part.get("prompt_cache_breakpoint")
+        if isinstance(breakpoint_options, dict) and breakpoint_options.get("ttl") == "12h":
+            raise _not_metered(f"{param}[{position}].prompt_cache_breakpoint")
+        if kind == "image_url":
+            count += 1
+            image = part.get("image_url")
+            url = image.get("url") if isinstance(image, dict) else image
+            # Any other kind of data might be taken for text, and counts as such.
+            if isinstance(url, str) and url.startswith("data:image/"):
+                url_bytes += len(url)
+    return _Images(count, url_bytes)
+
+
+def _input_tokens(body: bytes, request: dict[str, object], images: _Images) -> tuple[int, int]:
+    """The bound of the input, and an estimate of it.
+
+    Why the bytes of the body bound its tokens. A token of a byte-level vocabulary is at least one byte of text, and a
+    SentencePiece vocabulary falls back to bytes. JSON spells a text in at least its UTF-8 bytes, since no escape is
+    shorter than what it stands for. A template adds about five tokens to a message, and no message is
+    less than fifteen bytes of JSON; what it adds once is TEMPLATE_TOKENS_MAX. Tools and schemas are rendered anew: a
+    template that spaces or indents their JSON adds at most one token of white space per byte, so they count twice. A
+    data URL is no text but an image. (A vocabulary that normalises to NFKC can make a rare character longer. No chat
+    model known to us has one; usage above the hold would be charged and counted, not lost.)
+    """
+    text_bytes = len(body) - images.url_bytes
+    bound = text_bytes + TEMPLATE_TOKENS_MAX + images.count * IMAGE_TOKENS_MAX
+    rendered = [value for name in _RENDERED if (value := request.get(name)) is not None]
+    if rendered:
+        try:
+            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(orjson.dumps(rendered))
+        except orjson.JSONEncodeError:
+            # Nested deeper than orjson writes, though not deeper than it reads.
+            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(body)
+    estimate = prompt_tokens_estimate(text_bytes, bound) + images.count * IMAGE_TOKENS_ESTIMATE
+    return bound, estimate

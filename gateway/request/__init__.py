@@ -1,0 +1,1 @@
+"""One metered call, in order: authenticate, admit, hold, relay, meter, settle."""

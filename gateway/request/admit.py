@@ -1,0 +1,106 @@
+"""Step 2: what is asked for, and what can it cost at most? Pure: it reads the catalogue as it stands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from gateway.core.catalogue import Model, Price
+from gateway.core.ceiling import CapTooLarge, Ceiling, ceiling
+from gateway.core.pricing import CostOutOfRange, Unpriced
+from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest
+from gateway.errors import MalformedRequest, ModelNotFound
+from gateway.request.authenticate import Principal
+from gateway.settings import UpstreamSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One upstream that serves the model, and the name by which it knows it."""
+
+    upstream: UpstreamSettings
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Endpoint, model, price and ceiling: what the call would cost at most, and where it would go."""
+
+    endpoint: Endpoint
+    request: CallRequest
+    body: bytes
+    model: Model
+    price: Price
+    ceiling: Ceiling
+    routes: tuple[Route, ...]
+
+
+class Shelf:
+    """The models on offer: priced, bounded, and served by an upstream. Replaced whole when prices change."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        prices: Sequence[Price],
+        upstreams: Sequence[UpstreamSettings],
+        aliases: Mapping[str, str],
+    ) -> None:
+        self._aliases = aliases
+        by_model = {price.model: price for price in prices}
+        self._models: dict[str, tuple[Model, Price, tuple[Route, ...]]] = {}
+        for model in models:
+            routes = tuple(
+                Route(upstream, upstream.rename.get(model.name, model.name))
+                for upstream in upstreams
+                if any(fnmatchcase(model.name, pattern) for pattern in upstream.models)
+            )
+            price = by_model.get(model.name)
+            if price is not None and routes:
+                self._models[model.name] = (model, price, routes)
+
+    def find(self, name: str) -> tuple[Model, Price, tuple[Route, ...]] | None:
+        """The model of this name or alias, its price and its routes; None if it is not on offer."""
+        return self._models.get(name) or self._models.get(self._aliases.get(name, name))
+
+    @property
+    def count(self) -> int:
+        """How many models are on offer."""
+        return len(self._models)
+
+    def names(self, principal: Principal) -> list[tuple[str, Model]]:
+        """What this key may use: (name or alias, model), by name."""
+        names = {name: model for name, (model, _, _) in self._models.items()}
+        names |= {alias: names[name] for alias, name in self._aliases.items() if name in names}
+        return [(name, names[name]) for name in sorted(names) if is_allowed(principal, name, names[name])]
+
+
+def is_allowed(principal: Principal, name: str, model: Model) -> bool:
+    """Whether this key may use the model, by the name asked for or its own."""
+    return principal.models is None or name in principal.models or model.name in principal.models
+
+
+def admit(principal: Principal, endpoint: Endpoint, body: bytes, shelf: Shelf, *, min_output_tokens: int) -> Offer:
+    """Raises MalformedRequest, ModelNotFound."""
+    try:
+        request = endpoint.read_request(body)
+    except InvalidRequest as error:
+        raise MalformedRequest(error.message, code=error.code, param=error.param) from None
+    found = shelf.find(request.model)
+    if found is None or not is_allowed(principal, request.model, found[0]):
+        raise ModelNotFound(param="model")
+    model, price, routes = found
+    try:
+        bounds = ceiling(
+            price,
+            model,
+            input_tokens_max=request.input_tokens_max,
+            output_tokens_cap=request.output_tokens_cap,
+            choices=request.choices,
+            min_output_tokens=min_output_tokens,
+        )
+    except CapTooLarge as error:
+        message = f"The output cap is too large: this model produces {error}."
+        raise MalformedRequest(message, code="output_cap_too_large", param="max_completion_tokens") from None
+    except (Unpriced, CostOutOfRange):
+        message = "The model has no price for this kind of call."
+        raise ModelNotFound(message, code="model_not_priced", param="model") from None
+    return Offer(endpoint, request, body, model, price, bounds, routes)

@@ -1,0 +1,177 @@
+"""One metered call, in order: authenticate, admit, hold, relay, meter, settle. Then, and only then, finish.
+
+From the moment that a hold is placed, every way out of `handle` goes through exactly one settle or void, here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+from multidict import CIMultiDict
+
+from gateway import points
+from gateway.core.money import format_nanos
+from gateway.endpoints.endpoint import Endpoint
+from gateway.errors import Failure, Stopping, UpstreamUnreachable, UpstreamUnusable
+from gateway.metrics import Metrics
+from gateway.request.admit import Offer, Shelf, admit
+from gateway.request.authenticate import Authenticator
+from gateway.request.hold import Hold, Holds
+from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
+from gateway.request.relay import Relay, Relayed, hold_headers
+from gateway.request.settle import Receipt, Settler
+from gateway.request.watch import Call, Client, Watch
+
+# A stream's client that wants to know the cost asks with this header, and gets an SSE comment near the end.
+RECEIPT_HEADER = "x-farebox-receipt"
+
+
+class Inbound(Protocol):
+    """A request as the web gives it: headers at once, the body when it is asked for."""
+
+    headers: Mapping[str, str]
+    began_at_seconds: float
+
+    @property
+    def peer(self) -> str: ...
+
+    async def read_body(self) -> bytes:
+        """Raises BodyTooLarge, RequestTimedOut, MalformedRequest."""
+
+
+@dataclass(slots=True)
+class Finish:
+    """What the client gets last. Without `started` it is a whole reply; with it, the end of one."""
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+    started: bool
+    is_broken: bool = False  # the end cannot be well-formed: the connection must be dropped
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What a call needs; built once by gateway/app.py."""
+
+    authenticator: Authenticator
+    shelf: Callable[[], Shelf]
+    holds: Holds
+    relay: Relay
+    settler: Settler
+    watch: Watch
+    metrics: Metrics
+    min_output_tokens: int
+    drain_seconds: float
+    stopping: bool = False
+
+
+async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbound, client: Client) -> Finish:
+    """Serve one call. Raises Failure for what is refused before the upstream is asked."""
+    if gateway.stopping:
+        raise Stopping
+    principal = await gateway.authenticator.authenticate(inbound.headers, inbound.peer)
+    if points.armed:
+        points.reach("authenticate.done")
+    body = await inbound.read_body()
+    shelf = gateway.shelf()
+    offer = admit(principal, endpoint, body, shelf, min_output_tokens=gateway.min_output_tokens)
+    if points.armed:
+        points.reach("admit.done")
+    hold = await gateway.holds.place(principal, offer)
+    if points.armed:
+        points.reach("hold.placed")
+    gateway.metrics.unsettled.inc()
+    try:
+        return await _held(gateway, path, inbound, client, offer, hold)
+    finally:
+        gateway.metrics.unsettled.dec()
+
+
+async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, offer: Offer, hold: Hold) -> Finish:
+    """Relay, meter, settle. Whatever happens in between, the hold is resolved once."""
+    call = Call(client, drain_seconds=gateway.drain_seconds)
+    call.renew = lambda now: _renew(gateway, offer, hold, call, now)
+    try:
+        with gateway.watch.watched(call):
+            relayed = await gateway.relay.run(path, inbound.headers, offer, hold, call)
+    except BaseException:
+        # A bug or a cancellation: what was relayed until then is charged, and the failure goes on its way.
+        seen = Seen(Ending.CRASHED, None, call.output_tokens_estimate(), call.output_tokens_estimate() > 0)
+        await gateway.settler.settle(offer, hold, _metered(offer, hold, seen), None)
+        raise
+    if points.armed:
+        points.reach("relay.done")
+    gateway.metrics.added_seconds.observe(max(0.0, call.asked_at_seconds - inbound.began_at_seconds))
+    charge = _metered(offer, hold, relayed.seen)
+    if points.armed:
+        points.reach("meter.done")
+    receipt = await gateway.settler.timed(offer, hold, charge, relayed.upstream)
+    if points.armed:
+        points.reach("settle.durable")
+    gateway.metrics.calls.labels(offer.endpoint.name, offer.model.name, relayed.seen.ending.value, charge.basis).inc()
+    wants_receipt = RECEIPT_HEADER in inbound.headers
+    return _finish(hold, relayed, charge, receipt, wants_receipt=wants_receipt)
+
+
+def _metered(offer: Offer, hold: Hold, seen: Seen) -> Charge:
+    """The charge; a failure to reckon it is a bug that must not leave the hold open."""
+    try:
+        return meter(offer, hold, seen)
+    except Exception:
+        return void("meter_failed") if not seen.output_seen else estimate(offer, hold, 0, "meter_failed")
+
+
+def _renew(gateway: Gateway, offer: Offer, hold: Hold, call: Call, now: float) -> None:
+    """At half the hold's validity: say what the call has cost so far."""
+    if now < hold.renew_at_seconds:
+        return
+    tokens = call.output_tokens_estimate()
+    so_far = estimate(offer, hold, tokens, "swept") if tokens else void("swept")
+    gateway.holds.renew(hold, cost_picos=so_far.cost_picos, cost_nanos=so_far.cost_nanos, usage=so_far.usage)
+
+
+def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, wants_receipt: bool) -> Finish:
+    """The end of the exchange, now that the charge is durable."""
+    seen = relayed.seen
+    failure = relayed.failure
+    if seen.ending is Ending.CUT_OFF:
+        failure = UpstreamUnusable("The reply ran past its hold and was ended.", code="cut_off")
+    elif seen.ending is Ending.STOPPED:
+        failure = Stopping("This gateway is shutting down; the reply was ended early.")
+    if relayed.started:
+        is_events = relayed.headers.get("Content-Type", "").startswith("text/event-stream")
+        rest = relayed.rest
+        if failure is not None:
+            rest = _error_events(failure) if is_events else b""
+        if wants_receipt and is_events:
+            rest = _receipt_comment(charge, receipt) + rest
+        is_broken = failure is not None and not is_events
+        return Finish(relayed.status, relayed.headers, rest, started=True, is_broken=is_broken)
+    if failure is not None or (seen.ending in (Ending.REFUSED, Ending.CLIENT_GONE) and not relayed.headers):
+        failure = failure or UpstreamUnreachable()
+        failure.headers.update(_own_headers(hold, charge, receipt))
+        raise failure
+    headers = relayed.headers
+    headers.update(_own_headers(hold, charge, receipt))
+    return Finish(relayed.status, headers, relayed.rest, started=False)
+
+
+def _own_headers(hold: Hold, charge: Charge, receipt: Receipt) -> dict[str, str]:
+    headers = hold_headers(hold)
+    headers["x-farebox-cost"] = format_nanos(charge.cost_nanos)
+    if receipt.balance_nanos is not None:
+        headers["x-farebox-balance"] = format_nanos(receipt.balance_nanos)
+    return headers
+
+
+def _receipt_comment(charge: Charge, receipt: Receipt) -> bytes:
+    """Comments are the one addition to a stream that both SDKs ignore."""
+    balance = "" if receipt.balance_nanos is None else f" balance={format_nanos(receipt.balance_nanos)}"
+    return f": farebox cost={format_nanos(charge.cost_nanos)}{balance} billing_source=balance\n\n".encode()
+
+
+def _error_events(failure: Failure) -> bytes:
+    """How a stream ends that cannot go on: an error event, which the SDKs raise, and a well-formed end."""
+    return b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps(failure.document())

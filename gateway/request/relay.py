@@ -1,0 +1,395 @@
+"""Step 4: carry the call to an upstream and its reply back, byte for byte. The only module that speaks to upstreams.
+
+The shell never decides what anything costs: it reports how the relay ended and what was seen (meter.Seen). Deadlines
+are kept by one watch for all calls rather than by timers of each: see gateway/request/watch.py.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from gateway import points
+from gateway.clock import monotonic_seconds
+from gateway.core.inflate import Inflater, UnknownEncoding
+from gateway.core.usage_json import LargeReply
+from gateway.endpoints.endpoint import StreamReader
+from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
+from gateway.metrics import Metrics
+from gateway.request.admit import Offer, Route
+from gateway.request.hold import Hold
+from gateway.request.meter import Ending, Seen
+from gateway.request.watch import Call, Watch
+
+_log = logging.getLogger("farebox.relay")
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade"}
+)  # fmt: skip
+# Ours to set, or the client's secrets, or where the client is.
+_NOT_SENT = _HOP_BY_HOP | {
+    "host", "content-length", "content-encoding", "expect", "accept-encoding", "authorization", "api-key", "x-api-key",
+    "openai-organization", "openai-project", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-host",
+    "x-forwarded-proto", "x-real-ip", "x-request-id",
+}  # fmt: skip
+# Ours to set, or whose account the upstream knows us by.
+_NOT_RETURNED = _HOP_BY_HOP | {
+    "content-length", "content-encoding", "date", "set-cookie", "openai-organization", "openai-project", "alt-svc",
+}  # fmt: skip
+_EVENT_STREAM = "text/event-stream"
+_ERROR_BODY_BYTES_MAX = 2**20
+_TAIL_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Relayed:
+    """How the relay ended. `rest` is what the client gets once the settle is durable: a whole reply if not `started`.
+
+    `failure` is what to tell a client that has had nothing.
+    """
+
+    seen: Seen
+    upstream: str | None = None
+    status: int = 502
+    headers: CIMultiDict[str] = field(default_factory=CIMultiDict)
+    rest: bytes = b""
+    started: bool = False
+    failure: Failure | None = None
+
+
+class Relay:
+    """Sends offers upstream over one keep-alive session."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, watch: Watch, metrics: Metrics, *, reply_buffer_bytes_max: int
+    ) -> None:
+        self._session = session
+        self._watch = watch
+        self._metrics = metrics
+        self._reply_buffer_bytes_max = reply_buffer_bytes_max
+        self._targets: dict[tuple[str, str], tuple[URL, str | None]] = {}
+
+    async def run(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Relayed:
+        """Relay one call. Raises nothing that the upstream or the client may cause."""
+        response, route, failure = await self._ask(path, headers, offer, hold, call)
+        if response is None:
+            ending = Ending.STOPPED if call.is_stopped else Ending.REFUSED
+            if call.is_client_gone:
+                ending = Ending.CLIENT_GONE
+            seen = Seen(ending, None, 0, False, route.upstream.missing_usage)
+            return Relayed(seen, upstream=route.upstream.name, failure=failure)
+        if points.armed:
+            points.reach("relay.first_byte")
+        try:
+            return await self._receive(response, route, offer, hold, call)
+        finally:
+            # Released if it was read to its end, closed otherwise: either way the connection is not leaked.
+            response.close() if response.content.exception() or not response.content.at_eof() else response.release()
+
+    async def _ask(
+        self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call
+    ) -> tuple[aiohttp.ClientResponse | None, Route, Failure | None]:
+        """The first upstream's reply that is worth having. Nothing has been sent to the client before this returns."""
+        failure: Failure | None = None
+        for route in offer.routes:
+            is_last = route is offer.routes[-1]
+            response, failure, may_go_on = await self._ask_one(path, headers, offer, hold, call, route)
+            if response is None:
+                if may_go_on and not is_last and not call.is_over:
+                    continue
+                return None, route, failure
+            if (response.status == 429 or response.status >= 500) and not is_last:
+                response.close()
+                continue
+            return response, route, None
+        raise AssertionError("an offer has at least one route")
+
+    async def _ask_one(
+        self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call, route: Route
+    ) -> tuple[aiohttp.ClientResponse | None, Failure | None, bool]:
+        """(reply, or None; why; whether another upstream may be asked without risking a second bill)."""
+        upstream = route.upstream
+        name = upstream.name
+        request = offer.request
+        body = offer.endpoint.upstream_body(
+            offer.body,
+            model=route.model if route.model != request.model else None,
+            include_usage=request.stream and not request.wants_usage and upstream.include_usage,
+            output_tokens_cap=hold.output_tokens_max if hold.is_lowered else None,
+            cap_member=upstream.cap_member,
+        )
+        url, authorization = self._target(route, path)
+        self._metrics.upstream_calls.labels(name).inc()
+        began = monotonic_seconds()
+        call.asked_at_seconds = call.asked_at_seconds or began
+        try:
+            async with asyncio.timeout(upstream.first_byte_seconds) as call.first_byte:
+                response = await self._session.post(
+                    url, data=body, headers=_request_headers(headers, authorization, hold), allow_redirects=False
+                )
+        except aiohttp.ClientConnectorError:
+            return None, self._failed(name, "connect", UpstreamUnreachable()), True
+        except aiohttp.ConnectionTimeoutError:
+            return None, self._failed(name, "connect_timeout", UpstreamUnreachable()), True
+        except TimeoutError:
+            return None, self._failed(name, "first_byte_timeout", UpstreamTimedOut()), False
+        except (aiohttp.ClientError, OSError):
+            # The request was written and the connection lost: the upstream may or may not have worked.
+            return None, self._failed(name, "reset", UpstreamUnreachable()), True
+        finally:
+            call.first_byte = None
+        self._metrics.upstream_first_byte.labels(name).observe(monotonic_seconds() - began)
+        if points.armed:
+            points.reach("relay.connected")
+        if response.status >= 400:
+            self._failed(name, "status_429" if response.status == 429 else f"status_{response.status // 100}xx", None)
+        if 300 <= response.status < 400 or response.status < 200:
+            # A redirect would lead the client past the meter, its key in hand.
+            response.close()
+            return None, self._failed(name, "redirect", UpstreamFailed("The upstream answered with a redirect.")), True
+        return response, None, True
+
+    def _failed(self, upstream: str, kind: str, failure: Failure | None) -> Failure | None:
+        self._metrics.upstream_errors.labels(upstream, kind).inc()
+        return failure
+
+    def _target(self, route: Route, path: str) -> tuple[URL, str | None]:
+        key = (route.upstream.name, path)
+        target = self._targets.get(key)
+        if target is None:
+            api_key = route.upstream.api_key
+            authorization = None if api_key is None else f"Bearer {api_key.get_secret_value()}"
+            target = self._targets[key] = (URL(route.upstream.base_url + path), authorization)
+        return target
+
+    async def _receive(
+        self, response: aiohttp.ClientResponse, route: Route, offer: Offer, hold: Hold, call: Call
+    ) -> Relayed:
+        """Read the reply: a stream as it comes, anything else whole, unless it is too large for that."""
+        headers = _reply_headers(response.headers)
+        headers.update(hold_headers(hold))
+        relayed = Relayed(
+            Seen(Ending.REFUSED, None, 0, False, route.upstream.missing_usage),
+            upstream=route.upstream.name,
+            status=response.status,
+            headers=headers,
+        )
+        try:
+            inflater = Inflater.of(response.headers.get("Content-Encoding"))
+        except UnknownEncoding as error:
+            headers["Content-Encoding"] = str(error)
+            inflater = None
+        call.response = response
+        upstream = route.upstream
+        with self._watch.reading(call, idle_seconds=upstream.idle_seconds, total_seconds=upstream.total_seconds):
+            if response.status >= 300:
+                await self._receive_error(response, inflater, relayed, upstream.api_key)
+            elif response.headers.get("Content-Type", "").startswith(_EVENT_STREAM):
+                await self._receive_stream(response, inflater, offer, hold, call, relayed)
+            else:
+                await self._receive_body(response, inflater, offer, call, relayed)
+        return relayed
+
+    async def _receive_error(
+        self, response: aiohttp.ClientResponse, inflater: Inflater | None, relayed: Relayed, api_key: object
+    ) -> None:
+        """A refusal is the upstream's own, but for our key, should it quote it."""
+        body = bytearray()
+        try:
+            while data := await response.content.readany():
+                body += inflater.feed(data) if inflater is not None else data
+                if len(body) > _ERROR_BODY_BYTES_MAX:
+                    raise aiohttp.ClientPayloadError("the error is too large")
+        except (aiohttp.ClientError, OSError, ValueError):
+            relayed.failure = self._failed(relayed.upstream or "", "error_broke", UpstreamUnusable())
+            return
+        secret = getattr(api_key, "get_secret_value", str)()
+        relayed.rest = bytes(body).replace(secret.encode(), b"***") if secret else bytes(body)
+
+    async def _receive_body(
+        self, response: aiohttp.ClientResponse, inflater: Inflater | None, offer: Offer, call: Call, relayed: Relayed
+    ) -> None:
+        """A reply that is not a stream. Up to the buffer's size it is read whole, and nothing is sent before the
+        settle; a larger one passes as it comes, and only its last bytes wait."""
+        content = response.content
+        chunks: list[bytes] = []
+        size = 0
+        large: LargeReply | None = None
+        ending = Ending.COMPLETED
+        try:
+            while data := await content.readany():
+                call.touch()
+                data = inflater.feed(data) if inflater is not None else data
+                size += len(data)
+                if large is not None:
+                    await self._pass_on(call, large.feed(data))
+                    continue
+                chunks.append(data)
+                if size > self._reply_buffer_bytes_max:
+                    large = LargeReply()
+                    await self._start(call, relayed)
+                    await self._pass_on(call, large.feed(b"".join(chunks)))
+                    chunks.clear()
+        except (aiohttp.ClientError, OSError, ValueError):
+            ending = self._broken(call, relayed)
+        if large is not None:
+            relayed.rest = large.finish()
+            usage, estimate = large.usage, large.output_tokens_estimate
+            if not large.is_complete and ending is Ending.COMPLETED:
+                ending = Ending.BROKE
+            seen = Seen(ending, usage, estimate, True, relayed.seen.missing_usage)
+        else:
+            relayed.rest = b"".join(chunks)
+            reply = offer.endpoint.read_reply(relayed.rest)
+            if reply.failed and ending is Ending.COMPLETED:
+                ending = Ending.BROKE
+            estimate = reply.output_tokens_estimate
+            if ending is not Ending.COMPLETED and not reply.failed:
+                # Half a JSON body is no reply: the client is told so, and pays nothing for it.
+                relayed.failure, relayed.rest = UpstreamUnusable(), b""
+                reply_usage, estimate = None, 0
+            else:
+                reply_usage = reply.usage
+            seen = Seen(ending, reply_usage, estimate, estimate > 0, relayed.seen.missing_usage)
+        relayed.seen = seen
+        if call.is_client_gone and ending is Ending.COMPLETED:
+            relayed.seen = Seen(Ending.CLIENT_GONE, seen.usage, seen.output_tokens_estimate, True, seen.missing_usage)
+
+    async def _receive_stream(
+        self,
+        response: aiohttp.ClientResponse,
+        inflater: Inflater | None,
+        offer: Offer,
+        hold: Hold,
+        call: Call,
+        relayed: Relayed,
+    ) -> None:
+        """Events as they come; the end of them waits for the settle."""
+        request = offer.request
+        reader = offer.endpoint.stream_reader(remove_usage=request.stream and not request.wants_usage)
+        call.output_tokens_estimate = reader.output_tokens_estimate
+        await self._start(call, relayed)
+        ending = Ending.COMPLETED
+        cut = _CutOff(hold.output_tokens_max * request.choices)
+        content = response.content
+        is_first = True
+        try:
+            while data := await content.readany():
+                call.touch()
+                if inflater is not None:
+                    data = inflater.feed(data)
+                out = reader.feed(data)
+                if out:
+                    await self._pass_on(call, out)
+                    if points.armed and not is_first:
+                        points.reach("relay.mid_stream")
+                    is_first = False
+                if reader.ended:
+                    # The end was seen; only late usage could follow. A connection left open must not delay the client.
+                    call.end_within(_TAIL_SECONDS)
+                elif cut.is_due(len(data), reader):
+                    ending = Ending.CUT_OFF
+                    break
+        except (aiohttp.ClientError, OSError, ValueError):
+            if not reader.ended:
+                ending = self._broken(call, relayed)
+        rest = reader.finish()
+        if ending is Ending.COMPLETED:
+            ending = Ending.BROKE if reader.failed else ending
+            # An end without [DONE] is an end, if anything came: some upstreams send none.
+            if call.is_client_gone:
+                ending = Ending.CLIENT_GONE
+        relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
+        relayed.seen = Seen(
+            ending, reader.usage, reader.output_tokens_estimate(), reader.output_seen, relayed.seen.missing_usage
+        )
+
+    def _broken(self, call: Call, relayed: Relayed) -> Ending:
+        """Why a read failed: we closed it for a reason, or the upstream broke."""
+        if call.is_stopped:
+            return Ending.STOPPED
+        if call.is_client_gone:
+            return Ending.CLIENT_GONE
+        kind = "idle_timeout" if call.is_over else "broke"
+        relayed.failure = self._failed(relayed.upstream or "", kind, UpstreamUnusable())
+        return Ending.BROKE
+
+    async def _start(self, call: Call, relayed: Relayed) -> None:
+        relayed.started = True
+        if not call.is_client_gone:
+            try:
+                await call.client.start(relayed.status, relayed.headers)
+            except (ConnectionError, aiohttp.ClientError):
+                call.client_left()
+
+    async def _pass_on(self, call: Call, data: bytes) -> None:
+        """Write to the client; if it is gone, go on reading for the usage until the watch says enough."""
+        if data and not call.is_client_gone:
+            call.writing_since_seconds = monotonic_seconds()
+            try:
+                await call.client.write(data)
+            except (ConnectionError, aiohttp.ClientError):
+                call.client_left()
+            finally:
+                call.writing_since_seconds = 0.0
+
+
+class _CutOff:
+    """Notices a stream that runs far past its cap. An estimate is no count: only a multiple of the cap is proof."""
+
+    __slots__ = ("_allowed", "_bytes", "_next_bytes")
+
+    def __init__(self, output_tokens_max: int) -> None:
+        self._allowed = 4 * output_tokens_max + 64
+        self._bytes = 0
+        self._next_bytes = 4 * self._allowed
+
+    def is_due(self, byte_count: int, reader: StreamReader) -> bool:
+        """The estimate grows by at most a token for four bytes, so it is only asked for when it could have passed."""
+        self._bytes += byte_count
+        if self._bytes < self._next_bytes:
+            return False
+        left = self._allowed - reader.output_tokens_estimate()
+        self._next_bytes = self._bytes + 4 * max(left, 1)
+        return left < 0
+
+
+def _request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> CIMultiDict[str]:
+    """The client's headers, without what is hop-by-hop, secret or ours."""
+    sent: CIMultiDict[str] = CIMultiDict()
+    named = headers.get("Connection", "").lower()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower not in _NOT_SENT and not lower.startswith("x-farebox-") and not (named and lower in named):
+            sent.add(name, value)
+    # Usage is read from the bytes that are relayed, so they must come plain.
+    sent["Accept-Encoding"] = "identity"
+    sent["X-Request-Id"] = hold.hold_id
+    if authorization is not None:
+        sent["Authorization"] = authorization
+    return sent
+
+
+def hold_headers(hold: Hold) -> dict[str, str]:
+    """What every reply says of its hold; on a stream this is known before the cost is."""
+    headers = {"x-request-id": hold.hold_id, "x-farebox-hold": hold.hold_id, "x-farebox-billing-source": "balance"}
+    if hold.is_lowered:
+        headers["x-farebox-output-cap"] = str(hold.output_tokens_max)
+    return headers
+
+
+def _reply_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The upstream's headers, without what is hop-by-hop or names its account. Its request id moves aside for ours."""
+    kept: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower == "x-request-id":
+            kept["x-farebox-upstream-request-id"] = value
+        elif lower not in _NOT_RETURNED:
+            kept.add(name, value)
+    return kept

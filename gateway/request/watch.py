@@ -1,0 +1,156 @@
+"""One watch for all calls: deadlines, clients that left, holds to renew, and the order to stop.
+
+Timers of their own would cost every call several insertions into the event loop's heap, and a stream one for each
+chunk. Here a call writes down when it last moved, and a few times a second one loop looks at all of them.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from multidict import CIMultiDict
+
+from gateway.clock import monotonic_seconds
+
+TICK_SECONDS = 0.25
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Client(Protocol):
+    """The caller's side of the exchange (gateway/web/metered.py)."""
+
+    def gone(self) -> bool: ...
+    def abort(self) -> None: ...
+    async def start(self, status: int, headers: CIMultiDict[str]) -> None: ...
+    async def write(self, data: bytes) -> None: ...
+
+
+class Call:
+    """What the watch knows of one call in flight."""
+
+    __slots__ = (
+        "asked_at_seconds", "client", "drain_seconds", "ends_at_seconds", "first_byte", "idle_seconds",
+        "is_client_gone", "is_over", "is_stopped", "moved_at_seconds", "output_tokens_estimate", "renew", "response",
+        "writing_since_seconds",
+    )  # fmt: skip
+
+    def __init__(self, client: Client, *, drain_seconds: float) -> None:
+        self.client = client
+        self.drain_seconds = drain_seconds
+        self.asked_at_seconds = 0.0
+        self.moved_at_seconds = monotonic_seconds()
+        self.idle_seconds = 0.0
+        self.ends_at_seconds = 0.0
+        self.writing_since_seconds = 0.0
+        self.first_byte: asyncio.Timeout | None = None
+        self.response: _Closable | None = None
+        self.renew: Callable[[float], None] | None = None
+        self.output_tokens_estimate: Callable[[], int] = int
+        self.is_client_gone = False
+        self.is_over = False
+        self.is_stopped = False
+
+    def touch(self) -> None:
+        """The upstream sent something."""
+        self.moved_at_seconds = monotonic_seconds()
+
+    def client_left(self) -> None:
+        """The client is gone: the upstream is read a little longer, for the exact usage."""
+        if not self.is_client_gone:
+            self.is_client_gone = True
+            self.end_within(self.drain_seconds)
+
+    def end_within(self, seconds: float) -> None:
+        """Bring the end of the reading forward."""
+        end = monotonic_seconds() + seconds
+        if not self.ends_at_seconds or end < self.ends_at_seconds:
+            self.ends_at_seconds = end
+
+    def stop(self) -> None:
+        """End the reading now: the process is shutting down."""
+        self.is_stopped = True
+        self._end()
+
+    def look(self, now: float) -> None:
+        """Called by the watch a few times a second."""
+        if not self.is_client_gone and self.client.gone():
+            self.client_left()
+        if self.first_byte is not None and self.is_client_gone and not self.first_byte.expired():
+            when = self.first_byte.when()
+            left = asyncio.get_running_loop().time() + self.ends_at_seconds - now
+            if when is not None and left < when:
+                self.first_byte.reschedule(left)
+        if self.writing_since_seconds and self.idle_seconds and now - self.writing_since_seconds > self.idle_seconds:
+            # A client that takes nothing keeps money held: it counts as gone.
+            self.client.abort()
+        idle = self.idle_seconds and not self.writing_since_seconds and now - self.moved_at_seconds > self.idle_seconds
+        if self.response is not None and (idle or (self.ends_at_seconds and now > self.ends_at_seconds)):
+            self._end()
+        elif self.renew is not None:
+            self.renew(now)
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self.first_byte is not None and not self.first_byte.expired():
+            self.first_byte.reschedule(0)
+        if self.response is not None:
+            self.response.close()
+
+
+class Watch:
+    """All calls in flight. `run()` is its own task."""
+
+    def __init__(self) -> None:
+        self._calls: set[Call] = set()
+        self._empty: asyncio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @contextmanager
+    def watched(self, call: Call) -> Iterator[None]:
+        """Look after `call` while the context lasts."""
+        self._calls.add(call)
+        try:
+            yield
+        finally:
+            self._calls.discard(call)
+            if self._empty is not None and not self._calls:
+                self._empty.set()
+
+    @contextmanager
+    def reading(self, call: Call, *, idle_seconds: float, total_seconds: float) -> Iterator[None]:
+        """`call` reads its upstream's reply: bound it."""
+        call.touch()
+        call.idle_seconds = idle_seconds
+        call.end_within(total_seconds)
+        try:
+            yield
+        finally:
+            call.response = None
+            call.idle_seconds = 0.0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = monotonic_seconds()
+            for call in list(self._calls):
+                call.look(now)
+
+    async def emptied(self, *, within_seconds: float) -> None:
+        """Return when no call is left, or after `within_seconds`."""
+        self._empty = asyncio.Event()
+        if not self._calls:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                await self._empty.wait()
+
+    def stop_all(self) -> None:
+        """End every call now."""
+        for call in list(self._calls):
+            call.stop()

@@ -1,0 +1,169 @@
+"""All settings and limits in one record, checked at start. Every one has a unit in its name.
+
+Sources, later ones win: defaults, a TOML file (FAREBOX_CONFIG or --config), FAREBOX_<NAME> in the environment.
+FAREBOX_UPSTREAM_BASE_URL and FAREBOX_UPSTREAM_API_KEY stand for one upstream named "default".
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class InvalidSettings(ValueError):
+    """The configuration cannot be used; one line each says which key and why."""
+
+
+class UpstreamSettings(BaseModel):
+    """One upstream. Those that serve a model are tried in the order in which they are listed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    base_url: str
+    api_key: SecretStr | None = None
+    api_key_env: str | None = None
+    models: tuple[str, ...] = ("*",)
+    rename: Mapping[str, str] = Field(default_factory=dict)
+    include_usage: bool = True
+    missing_usage: Literal["estimate", "ceiling", "free"] = "estimate"
+    cap_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    connect_seconds: Seconds = 5.0
+    first_byte_seconds: Seconds = 590.0
+    idle_seconds: Seconds = 120.0
+    total_seconds: Seconds = 3_600.0
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_http_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL without query, such as https://api.example.com/v1")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _key_from_environment(self) -> Self:
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key:
+                raise ValueError(f"api_key_env: the environment has no {self.api_key_env}")
+            object.__setattr__(self, "api_key", SecretStr(key))
+        return self
+
+
+class Settings(BaseModel):
+    """What `farebox serve` runs with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    ops_host: str = "127.0.0.1"
+    ops_port: Port = 8081
+    data_directory: Path | None = None
+    database_url: SecretStr | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    top_up_url: str | None = None
+
+    upstream: tuple[UpstreamSettings, ...] = ()
+    aliases: Mapping[str, str] = Field(default_factory=dict)
+    catalogue_overlay: Path | None = None
+
+    body_bytes_max: int = Field(default=20 * 2**20, ge=1_024, le=2**30)
+    body_seconds: Seconds = 60.0
+    header_bytes_max: int = Field(default=65_536, ge=8_190, le=2**20)
+    header_seconds: Seconds = 15.0
+    keep_alive_seconds: Seconds = 75.0
+    reply_buffer_bytes_max: int = Field(default=2**20, ge=4_096, le=2**28)
+
+    min_output_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    hold_valid_seconds: int = Field(default=60, ge=2, le=86_400)
+    drain_seconds: Seconds = 30.0
+    stop_seconds: Seconds = 8.0
+
+    key_cache_seconds: Seconds = 5.0
+    key_cache_entries_max: int = Field(default=100_000, ge=1)
+    unknown_keys_per_second_max: int = Field(default=50, ge=1)
+
+    lane_batch_operations_max: int = Field(default=512, ge=1, le=512)
+    lane_queue_operations_max: int = Field(default=20_000, ge=1)
+    lane_statement_seconds: Seconds = 5.0
+    lane_wait_seconds: Seconds = 2.0
+    journal_bytes_max: int = Field(default=256 * 2**20, ge=4_096)
+    sweep_seconds: Seconds = 10.0
+    invariants_seconds: Seconds = 300.0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [upstream.name for upstream in self.upstream]
+        if len(set(names)) != len(names):
+            raise ValueError("upstream: two upstreams have the same name")
+        return self
+
+    def directory(self) -> Path:
+        """Where the embedded PostgreSQL, the journal and the demo key live."""
+        return (self.data_directory or default_directory()).expanduser().absolute()
+
+
+def default_directory() -> Path:
+    """`.farebox` in the working directory."""
+    return Path(".farebox")
+
+
+def load(environment: Mapping[str, str], *, config: Path | None = None) -> Settings:
+    """Read and check everything. Raises InvalidSettings with one line per problem."""
+    document: dict[str, Any] = {}
+    if config is None and "FAREBOX_CONFIG" in environment:
+        config = Path(environment["FAREBOX_CONFIG"])
+    if config is not None:
+        try:
+            document = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidSettings(f"{config}: cannot be read ({error.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{config}: {error}") from None
+    document.update(_from_environment(environment))
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        raise InvalidSettings("\n".join(_lines(error))) from None
+
+
+_NOT_SETTINGS = frozenset({"FAREBOX_CONFIG", "FAREBOX_KILL_AT", "FAREBOX_API_KEY"})
+_NESTED = frozenset({"upstream", "aliases"})
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    upstream: dict[str, str] = {}
+    for name, value in environment.items():
+        if not name.startswith("FAREBOX_") or name in _NOT_SETTINGS:
+            continue
+        key = name.removeprefix("FAREBOX_").lower()
+        if key in ("upstream_base_url", "upstream_api_key"):
+            upstream[key.removeprefix("upstream_")] = value
+        elif key in Settings.model_fields and key not in _NESTED:
+            values[key] = value
+        else:
+            raise InvalidSettings(f"{name}: unknown setting")
+    if upstream:
+        values["upstream"] = [{"name": "default", **upstream}]
+    return values
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown setting"
+        lines.append(f"{where}: {message}")
+    return lines

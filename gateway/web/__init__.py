@@ -1,0 +1,1 @@
+"""HTTP surfaces. They carry; they do not decide."""

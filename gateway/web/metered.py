@@ -1,0 +1,114 @@
+"""The caller's side of a metered call: reads the body within limits, and writes what the request flow hands over."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
+
+from gateway import points
+from gateway.clock import monotonic_seconds
+from gateway.endpoints.endpoint import Endpoint
+from gateway.errors import BodyTooLarge, MalformedRequest, RequestTimedOut, UnsupportedMediaType
+from gateway.request.handle import Finish, Gateway, handle
+
+
+class Exchange:
+    """One request and its reply: what the flow knows as Inbound and as Client."""
+
+    __slots__ = ("_body_bytes_max", "_body_seconds", "_request", "_response", "began_at_seconds", "headers")
+
+    def __init__(self, request: web.BaseRequest, *, body_bytes_max: int, body_seconds: float) -> None:
+        self._request = request
+        self._response: web.StreamResponse | None = None
+        self._body_bytes_max = body_bytes_max
+        self._body_seconds = body_seconds
+        self.began_at_seconds = monotonic_seconds()
+        self.headers: Mapping[str, str] = request.headers
+
+    @property
+    def peer(self) -> str:
+        return self._request.remote or ""
+
+    async def read_body(self) -> bytes:
+        """Raises UnsupportedMediaType, BodyTooLarge, RequestTimedOut, MalformedRequest."""
+        request = self._request
+        content_type = self.headers.get("Content-Type", "")
+        if not content_type.lower().startswith("application/json"):
+            raise UnsupportedMediaType
+        length = request.content_length
+        if length is not None and length > self._body_bytes_max:
+            raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")
+        try:
+            if request.content.is_eof():
+                return await request.read()
+            if self.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            async with asyncio.timeout(self._body_seconds):
+                return await request.read()
+        except TimeoutError:
+            raise RequestTimedOut from None
+        except web.HTTPRequestEntityTooLarge:
+            raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.") from None
+        except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
+            raise MalformedRequest("The request body broke off or is wrongly encoded.") from None
+
+    def gone(self) -> bool:
+        """Whether the client has closed its connection."""
+        transport = self._request.transport
+        return transport is None or transport.is_closing()
+
+    def abort(self) -> None:
+        """Drop the connection: the reply cannot be ended well, or nobody reads it."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def start(self, status: int, headers: CIMultiDict[str]) -> None:
+        """Send the head of a stream."""
+        self._response = web.StreamResponse(status=status, headers=headers)
+        if self._request.version >= (1, 1):
+            self._response.enable_chunked_encoding()
+        await self._response.prepare(self._request)
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of a stream."""
+        assert self._response is not None, "write follows start"
+        await self._response.write(data)
+
+    async def finish(self, finish: Finish) -> web.StreamResponse:
+        """Send what comes last."""
+        if not finish.started:
+            return web.Response(status=finish.status, headers=finish.headers, body=finish.body)
+        response = self._response
+        if response is None:
+            # The client left before the head of the stream could be sent.
+            return web.Response(status=finish.status)
+        if finish.is_broken:
+            self.abort()
+            return response
+        try:
+            if finish.body:
+                await response.write(finish.body)
+            await response.write_eof()
+        except ConnectionError:
+            pass  # it left after its reply was settled; nothing more is owed
+        return response
+
+
+async def serve(
+    gateway: Gateway,
+    endpoint: Endpoint,
+    path: str,
+    request: web.BaseRequest,
+    *,
+    body_bytes_max: int,
+    body_seconds: float,
+) -> web.StreamResponse:
+    """Serve one metered call. Raises Failure."""
+    exchange = Exchange(request, body_bytes_max=body_bytes_max, body_seconds=body_seconds)
+    finish = await handle(gateway, endpoint, path, exchange, exchange)
+    response = await exchange.finish(finish)
+    if points.armed:
+        points.reach("finish.sent")
+    return response

@@ -1,0 +1,94 @@
+"""The table of paths. Default-deny: what is not here is 404, and nothing of it goes upstream.
+
+Paths are compared as they were sent. An encoded slash, a doubled one or a dot segment is another path, and unknown.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.db.pool import LedgerAway
+from gateway.endpoints.chat import ChatEndpoint
+from gateway.endpoints.endpoint import Endpoint
+from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound
+from gateway.metrics import Metrics
+from gateway.request.handle import Gateway
+from gateway.web import metered, models
+from gateway.web.envelope import failure_response
+
+_log = logging.getLogger("farebox.web")
+
+PREFIX = "/v1"
+# path below the prefix -> the endpoint that meters it
+METERED: Mapping[str, Endpoint] = {"/chat/completions": ChatEndpoint()}
+_MODELS = PREFIX + "/models"
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on a request."""
+
+    body_bytes_max: int
+    body_seconds: float
+
+
+def api_handler(gateway: Gateway, limits: Limits) -> Handler:
+    """The handler of the API listener."""
+    metered_paths = {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
+    metrics = gateway.metrics
+
+    async def route(request: web.BaseRequest) -> web.StreamResponse:
+        path, _, _ = request.raw_path.partition("?")
+        found = metered_paths.get(path)
+        if found is not None:
+            if request.method != "POST":
+                raise MethodNotAllowed(headers={"Allow": "POST"})
+            below, endpoint = found
+            return await metered.serve(
+                gateway,
+                endpoint,
+                below,
+                request,
+                body_bytes_max=limits.body_bytes_max,
+                body_seconds=limits.body_seconds,
+            )
+        if path == _MODELS or path.startswith(_MODELS + "/"):
+            if request.method != "GET":
+                raise MethodNotAllowed(headers={"Allow": "GET"})
+            if path == _MODELS:
+                return await models.list_models(gateway, request)
+            return await models.get_model(gateway, request, path.removeprefix(_MODELS + "/"))
+        raise NotFound
+
+    return guarded(route, metrics)
+
+
+def guarded(route: Handler, metrics: Metrics) -> Handler:
+    """Turn failures into replies; anything unexpected is a bug, counted and answered 500."""
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await route(request)
+        except Failure as failure:
+            metrics.refused.labels(_step(failure), failure.code).inc()
+            return failure_response(failure)
+        except LedgerAway:
+            away = LedgerUnavailable()
+            metrics.refused.labels(_step(away), away.code).inc()
+            return failure_response(away)
+        except Exception as error:
+            metrics.crashes.inc()
+            _log.exception("a request crashed", exc_info=error)
+            return failure_response(Failure("Farebox failed unexpectedly. The failure was recorded."))
+
+    return handler
+
+
+def _step(failure: Failure) -> str:
+    """Which kind of failure this is: the second level of the tree in gateway/errors.py."""
+    kinds = type(failure).__mro__
+    return kinds[kinds.index(Failure) - 1].__name__.lower()

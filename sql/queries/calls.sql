@@ -1,0 +1,44 @@
+-- name: lane_apply
+-- Apply each wallet's operations in wallet order, in one round trip.
+SELECT b.n, r.outcomes, r.amounts, r.shortfalls, r.availables, r.balance_nanos, r.held_nanos
+FROM unnest($1::uuid[], $2::jsonb[]) WITH ORDINALITY AS b (wallet_id, operations, n)
+CROSS JOIN LATERAL wallet_apply(b.wallet_id, b.operations) AS r;
+
+-- name: holds_due
+-- Holds past twice their validity, for the sweep.
+SELECT wallet_id, hold_id
+FROM holds
+WHERE now() >= renewed_at + make_interval(secs => 2 * valid_seconds)
+ORDER BY wallet_id, hold_id
+LIMIT $1;
+
+-- name: holds_summary
+-- What is held now, and since when, for the metrics.
+SELECT
+    count(*) AS open_holds,
+    coalesce(sum(held_nanos), 0)::bigint AS held_nanos,
+    coalesce(extract(EPOCH FROM now() - min(renewed_at)), 0)::double precision AS oldest_seconds
+FROM holds
+WHERE state = 'open';
+
+-- name: usage_partitions_ensure
+-- Make the partitions that coming calls need.
+SELECT usage_partitions_ensure();
+
+-- name: usage_events_for_audit
+-- Every usage event with its price, in key order, for re-deriving each cost.
+SELECT
+    u.wallet_id, u.hold_id, u.late, u.resolution, u.basis, u.usage, u.cost_picos, u.cost_nanos, u.price_id,
+    p.model, p.effective_from, p.rates, p.tiers, p.source
+FROM usage_events AS u
+JOIN prices AS p USING (price_id)
+ORDER BY u.wallet_id, u.hold_id, u.late;
+
+-- name: usage_events_by_wallet
+-- A wallet's newest resolved calls, before a given id.
+SELECT hold_id, late, resolution, basis, reason, endpoint, upstream, price_id, usage, cost_nanos, charged_nanos,
+    shortfall_nanos, entry_seq, created_at
+FROM usage_events
+WHERE wallet_id = $1 AND ($2::uuid IS NULL OR hold_id < $2)
+ORDER BY hold_id DESC
+LIMIT $3;

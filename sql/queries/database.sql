@@ -1,0 +1,46 @@
+-- name: database_settings
+-- What decides whether a commit survives, and which server this is.
+SELECT name, setting
+FROM pg_settings
+WHERE name IN ('server_version_num', 'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names',
+    'max_connections', 'server_version');
+
+-- name: database_writable
+-- Whether this server takes writes.
+SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off' AS writable;
+
+-- name: database_alive
+-- The least question.
+SELECT 1;
+
+-- name: migrations_table
+-- The record of migrations, made before the first of them.
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: migrations_lock
+-- One migrator at a time.
+LOCK TABLE schema_migrations IN EXCLUSIVE MODE;
+
+-- name: migrations_applied
+-- Which migrations this database has had.
+SELECT version FROM schema_migrations ORDER BY version;
+
+-- name: migrations_known
+-- Whether this database has been migrated at all.
+SELECT to_regclass('schema_migrations') IS NOT NULL AS known;
+
+-- name: migration_record
+-- Note one migration as applied.
+INSERT INTO schema_migrations (version, name) VALUES ($1, $2);
+
+-- name: keys_watch
+-- Hear of revoked keys.
+LISTEN farebox_keys;
+
+-- name: prices_watch
+-- Hear of changed prices.
+LISTEN farebox_prices;

@@ -1,0 +1,38 @@
+-- name: wallet_create
+-- Open a wallet with nothing in it.
+INSERT INTO wallets (wallet_id, name, floor_nanos) VALUES ($1, $2, $3)
+ON CONFLICT (wallet_id) DO NOTHING;
+
+-- name: wallet_get
+-- One wallet.
+SELECT wallet_id, name, status, balance_nanos, held_nanos, floor_nanos, entry_seq, created_at
+FROM wallets
+WHERE wallet_id = $1;
+
+-- name: wallet_list
+-- Wallets in order of their ids, after a given one.
+SELECT wallet_id, name, status, balance_nanos, held_nanos, floor_nanos, entry_seq, created_at
+FROM wallets
+WHERE $1::uuid IS NULL OR wallet_id > $1
+ORDER BY wallet_id
+LIMIT $2;
+
+-- name: wallet_post
+-- Credit or adjust a wallet, once per posting id.
+SELECT outcome, balance_nanos, held_nanos FROM wallet_post($1, $2, $3, $4, $5, $6, $7);
+
+-- name: wallet_set_status
+-- Suspend or reopen a wallet.
+UPDATE wallets SET status = $2 WHERE wallet_id = $1;
+
+-- name: ledger_entry_list
+-- A wallet's newest ledger entries, before a given seq.
+SELECT seq, kind, contra, amount_nanos, balance_after_nanos, hold_id, posting_id, actor, reason, created_at
+FROM ledger_entries
+WHERE wallet_id = $1 AND ($2::bigint IS NULL OR seq < $2)
+ORDER BY seq DESC
+LIMIT $3;
+
+-- name: wallet_count
+-- Whether this database has been used: how many wallets, up to two.
+SELECT count(*) FROM (SELECT FROM wallets LIMIT 2) AS w;

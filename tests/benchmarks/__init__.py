@@ -1,0 +1,1 @@
+"""Farebox beside a bare relay, on one machine, over loopback: `python -m tests.benchmarks.bench`."""

@@ -1,0 +1,338 @@
+"""A request is bounded from above or refused; a body is changed only where it must be; a reply is read as it is."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.core.usage import InvalidUsage
+from gateway.endpoints.chat import (
+    IMAGE_TOKENS_ESTIMATE,
+    IMAGE_TOKENS_MAX,
+    MEMBERS_MAX,
+    TEMPLATE_TOKENS_MAX,
+    TOOLS_TEMPLATE_TOKENS_MAX,
+    ChatEndpoint,
+)
+from gateway.endpoints.endpoint import Endpoint, InvalidRequest
+from tests.support.recordings import LIMITS, REPLIES, Reply
+
+ENDPOINT = ChatEndpoint()
+MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+
+
+def body(**members: Any) -> bytes:
+    return orjson.dumps({"model": "m", "messages": MESSAGES} | members)
+
+
+def with_part(part: object) -> bytes:
+    return body(messages=[{"role": "user", "content": [{"type": "text", "text": "?"}, part]}])
+
+
+def refusal(request: bytes) -> tuple[str | None, str]:
+    with pytest.raises(InvalidRequest) as refused:
+        ENDPOINT.read_request(request)
+    assert refused.value.message
+    return refused.value.param, refused.value.code
+
+
+def test_it_is_an_endpoint() -> None:
+    endpoint: Endpoint = ENDPOINT
+    assert endpoint.name == "chat.completions"
+
+
+def test_ordinary_request() -> None:
+    request = ENDPOINT.read_request(body(stream=True, max_tokens=50, n=2, stream_options={"include_usage": True}))
+    assert (request.model, request.stream, request.wants_usage) == ("m", True, True)
+    assert (request.output_tokens_cap, request.choices) == (50, 2)
+
+
+@pytest.mark.parametrize(
+    ("members", "read"),
+    [
+        ({}, (False, None, 1, False)),
+        ({"stream": None, "n": None, "max_tokens": None, "stream_options": None}, (False, None, 1, False)),
+        ({"stream": True}, (True, None, 1, False)),
+        ({"stream": True, "stream_options": {}}, (True, None, 1, False)),
+        ({"stream": True, "stream_options": {"include_usage": False}}, (True, None, 1, False)),
+        ({"max_completion_tokens": 7}, (False, 7, 1, False)),
+        # An upstream reads one of them; which one is not for us to say.
+        ({"max_completion_tokens": 7, "max_tokens": 9}, (False, 9, 1, False)),
+        ({"max_completion_tokens": 9, "max_tokens": 7}, (False, 9, 1, False)),
+        ({"max_completion_tokens": None, "max_tokens": 7}, (False, 7, 1, False)),
+        ({"n": 128}, (False, None, 128, False)),
+    ],
+)
+def test_what_decides_the_cost(members: dict[str, Any], read: tuple[bool, int | None, int, bool]) -> None:
+    request = ENDPOINT.read_request(body(**members))
+    assert (request.stream, request.output_tokens_cap, request.choices, request.wants_usage) == read
+
+
+@pytest.mark.parametrize(
+    ("request_body", "refused"),
+    [
+        (b"", (None, "invalid_json")),
+        (b"model=m", (None, "invalid_json")),
+        (b"\xff\xfe", (None, "invalid_json")),
+        (b'{"model":"m","messages":[{"content":NaN}]}', (None, "invalid_json")),
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", (None, "invalid_json")),
+        (b"[]", (None, "invalid_request")),
+        (b'"m"', (None, "invalid_request")),
+        (b"null", (None, "invalid_request")),
+        (b'{"messages":[{}]}', ("model", "invalid_request")),
+        (body(model=None), ("model", "invalid_request")),
+        (body(model=7), ("model", "invalid_request")),
+        (body(model=""), ("model", "invalid_request")),
+        (body(model="m" * 257), ("model", "invalid_request")),
+        (b'{"model":"m"}', ("messages", "invalid_request")),
+        (body(messages={}), ("messages", "invalid_request")),
+        (body(messages=[]), ("messages", "invalid_request")),
+        (body(messages=["hello"]), ("messages[0]", "invalid_request")),
+        (body(messages=[{"content": 7}]), ("messages[0].content", "invalid_request")),
+        (body(messages=[{"content": {"type": "input_audio"}}]), ("messages[0].content", "invalid_request")),
+        (body(stream="true"), ("stream", "invalid_request")),
+        (body(stream=1), ("stream", "invalid_request")),
+        (body(stream=True, stream_options=[]), ("stream_options", "invalid_request")),
+        (body(stream_options={"include_usage": True}), ("stream_options", "invalid_request")),
+        (body(stream=True, stream_options={"include_usage": 1}), ("stream_options.include_usage", "invalid_request")),
+        *[
+            (body(**{name: value}), (name, "invalid_request"))
+            for name in ("max_tokens", "max_completion_tokens", "n")
+            for value in (0, -1, 1.5, "5", True, [5], 2**31)
+        ],
+        (body(n=129), ("n", "invalid_request")),
+        (body(tools={}), ("tools", "invalid_request")),
+        (body(**{f"x{number}": 1 for number in range(MEMBERS_MAX)}), (None, "invalid_request")),
+    ],
+)
+def test_what_cannot_be_read_is_refused(request_body: bytes, refused: tuple[str | None, str]) -> None:
+    assert refusal(request_body) == refused
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "n", "max_tokens", "stream", "service_tier", "tools", "models"])
+@pytest.mark.parametrize("spelling", [str, str.upper, str.title, lambda name: f"\\u{ord(name[0]):04x}{name[1:]}"])
+def test_a_member_that_decides_the_cost_is_spelled_once(name: str, spelling: Any) -> None:
+    # Parsers differ on which of two members counts, and Go's does not tell case apart.
+    value = orjson.dumps(orjson.loads(body()).get(name))
+    twice = body().replace(b"{", b'{"%b":%b,"%b":%b,' % (name.encode(), value, spelling(name).encode(), value), 1)
+    assert refusal(twice) == (name, "duplicate_member")
+
+
+@pytest.mark.parametrize("spelled", ["\u017ftream", "max_to\u212aens", "\\u017ftream", "Stream", "max_to\\u212aens"])
+def test_a_member_that_only_folds_to_one_of_ours_is_refused(spelled: str) -> None:
+    assert refusal(body().replace(b"{", b'{"%b":null,' % spelled.encode(), 1))[1] == "duplicate_member"
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        body(
+            tools=[
+                {"type": "function", "function": {"name": "f", "parameters": {"properties": {"model": {}, "n": {}}}}}
+            ]
+        ),
+        body(messages=[{"role": "model", "content": '"model":1,"model":2'}, {"model": "x", "n": 3}]),
+        body(metadata={"MODEL": "x", "stream": "y", "model": "z"}),
+        body().replace(b"sky", b"s\\u006by"),
+        body().replace(b'"model"', b'"\\u006dodel"'),
+        body().replace(b"sky", b"cut \\ud83d"),
+    ],
+)
+def test_a_name_elsewhere_is_no_member(request_body: bytes) -> None:
+    assert ENDPOINT.read_request(request_body).model == "m"
+
+
+@pytest.mark.parametrize("tier", [None, "auto", "default"])
+def test_priced_service_tiers(tier: str | None) -> None:
+    ENDPOINT.read_request(body(service_tier=tier))
+
+
+@pytest.mark.parametrize("tier", ["priority", "flex", "fast", "scale", "AUTO", "", 1, ["auto"], {}])
+def test_other_service_tiers_are_refused(tier: object) -> None:
+    assert refusal(body(service_tier=tier)) == ("service_tier", "service_tier_not_priced")
+
+
+@pytest.mark.parametrize(
+    ("request_body", "param"),
+    [
+        (body(modalities=["text", "audio"]), "modalities"),
+        (body(modalities="audio"), "modalities"),
+        (body(modalities=[["text"]]), "modalities"),
+        (body(audio={"voice": "alloy"}), "audio"),
+        (body(web_search_options={}), "web_search_options"),
+        (body(search_parameters={"mode": "on"}), "search_parameters"),
+        (body(plugins=[{"id": "web"}]), "plugins"),
+        (body(prediction={"type": "content", "content": "x"}), "prediction"),
+        (body(models=["dearer"]), "models"),
+        (body(best_of=4), "best_of"),
+        (body(n_predict=4_000), "n_predict"),
+        (body(prompt_cache_options={"ttl": "12h"}), "prompt_cache_options"),
+        (body(prompt_cache_options="12h"), "prompt_cache_options"),
+        (body(tools=[{"type": "web_search"}]), "tools"),
+        (body(tools=[{"type": "function"}, {"google_search": {}}]), "tools"),
+        (body(tools=["function"]), "tools"),
+        (body(messages=[*MESSAGES, {"role": "assistant", "audio": {"id": "a"}}]), "messages[1].audio"),
+        (with_part({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}), "messages[0].content[1]"),
+        (with_part({"type": "file", "file": {"file_id": "f"}}), "messages[0].content[1]"),
+        (with_part({"type": "video_url", "video_url": {"url": "u"}}), "messages[0].content[1]"),
+        (with_part({"image_url": {"url": "u"}}), "messages[0].content[1]"),
+        (with_part({"type": ["text"]}), "messages[0].content[1]"),
+        (with_part("text"), "messages[0].content[1]"),
+        (
+            with_part({"type": "text", "text": "", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}),
+            "messages[0].content[1].prompt_cache_breakpoint",
+        ),
+    ],
+)
+def test_what_no_meter_counts_is_refused(request_body: bytes, param: str) -> None:
+    assert refusal(request_body) == (param, "not_metered")
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        body(
+            modalities=["text"], audio=None, web_search_options=None, models=None, tools=None, prompt_cache_options=None
+        ),
+        body(modalities=None, prompt_cache_options={"mode": "implicit", "ttl": "30m"}),
+        body(tools=[{"type": "function", "function": {"name": "f"}}, {"type": "custom", "custom": {"name": "c"}}]),
+        body(messages=[{"role": "assistant", "content": None, "tool_calls": [], "audio": None}]),
+        body(messages=[{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]),
+        with_part({"type": "text", "text": "", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}}),
+        with_part(IMAGE),
+    ],
+)
+def test_what_has_a_price_passes(request_body: bytes) -> None:
+    ENDPOINT.read_request(request_body)
+
+
+@pytest.mark.parametrize(
+    ("request_body", "bound", "estimate"),
+    [
+        (body(), len(body()) + TEMPLATE_TOKENS_MAX, -(-len(body()) // 4)),
+        (
+            with_part(IMAGE),
+            len(with_part(IMAGE)) + TEMPLATE_TOKENS_MAX + IMAGE_TOKENS_MAX,
+            -(-len(with_part(IMAGE)) // 4) + IMAGE_TOKENS_ESTIMATE,
+        ),
+        # Tools are rendered anew by the template, so their JSON counts twice.
+        (
+            body(tools=[{"type": "function"}]),
+            len(body(tools=[{"type": "function"}])) + TEMPLATE_TOKENS_MAX + TOOLS_TEMPLATE_TOKENS_MAX + 23,
+            -(-len(body(tools=[{"type": "function"}])) // 4),
+        ),
+    ],
+)
+def test_input_bound_and_estimate(request_body: bytes, bound: int, estimate: int) -> None:
+    request = ENDPOINT.read_request(request_body)
+    assert (request.input_tokens_max, request.input_tokens_estimate) == (bound, estimate)
+
+
+def test_a_data_url_is_an_image_and_no_text() -> None:
+    url = "data:image/png;base64," + "QUJD" * 100_000
+    as_object = ENDPOINT.read_request(with_part({"type": "image_url", "image_url": {"url": url}}))
+    as_string = ENDPOINT.read_request(with_part({"type": "image_url", "image_url": url}))
+    other = ENDPOINT.read_request(
+        with_part({"type": "image_url", "image_url": {"url": "data:text/plain," + "a" * 9_000}})
+    )
+    assert IMAGE_TOKENS_MAX < as_string.input_tokens_max <= as_object.input_tokens_max < IMAGE_TOKENS_MAX + 1_000
+    assert as_object.input_tokens_estimate < IMAGE_TOKENS_ESTIMATE + 1_000
+    assert other.input_tokens_max > IMAGE_TOKENS_MAX + 9_000
+
+
+def test_tools_nested_too_deep_to_be_written_are_still_bounded() -> None:
+    tools = b'[{"type":"function","x":' + b"[" * 900 + b"]" * 900 + b"}]"
+    request = ENDPOINT.read_request(body().replace(b"{", b'{"tools":%b,' % tools, 1))
+    assert request.input_tokens_max > 2 * len(tools)
+
+
+def upstream(request_body: bytes, **changes: Any) -> bytes:
+    wanted = {"model": None, "include_usage": False, "output_tokens_cap": None} | changes
+    return ENDPOINT.upstream_body(request_body, **wanted)
+
+
+def test_a_body_that_needs_no_change_is_the_same_object() -> None:
+    request_body = b' {"model" : "m", "stream_options":{"include_usage" : true}}'
+    assert upstream(request_body) is request_body
+    assert upstream(b'{"model":"m"}', model="m") == b'{"model":"m"}'
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        (b'{ "model" : "m","x":1.0}', {"model": "n"}, b'{ "model" : "n","x":1.0}'),
+        (b'{"x":{"model":1},"model":"m"}', {"model": "n"}, b'{"x":{"model":1},"model":"n"}'),
+        (b'{"x":1}', {"include_usage": True}, b'{"stream_options":{"include_usage":true},"x":1}'),
+        (b'{"stream_options":null}', {"include_usage": True}, b'{"stream_options":{"include_usage":true}}'),
+        (b'{"stream_options":{}}', {"include_usage": True}, b'{"stream_options":{"include_usage":true}}'),
+        (
+            b'{"stream_options": {"include_obfuscation" : false}}',
+            {"include_usage": True},
+            b'{"stream_options": {"include_usage":true,"include_obfuscation" : false}}',
+        ),
+        (
+            b'{"stream_options":{"include_usage":false,"a":1}}',
+            {"include_usage": True},
+            b'{"stream_options":{"include_usage":true,"a":1}}',
+        ),
+        (b'{"x":1}', {"output_tokens_cap": 9}, b'{"max_completion_tokens":9,"x":1}'),
+        (b'{"x":1}', {"output_tokens_cap": 9, "cap_member": "max_tokens"}, b'{"max_tokens":9,"x":1}'),
+        (b'{"max_tokens":20}', {"output_tokens_cap": 9}, b'{"max_tokens":9}'),
+        (b'{"max_completion_tokens":20}', {"output_tokens_cap": 9}, b'{"max_completion_tokens":9}'),
+        (b'{"max_completion_tokens":20,"max_tokens":9}', {"output_tokens_cap": 5},
+         b'{"max_completion_tokens":5,"max_tokens":5}'),
+        (b'{"max_tokens":null}', {"output_tokens_cap": 9}, b'{"max_completion_tokens":9,"max_tokens":null}'),
+        (b'{"max_completion_tokens":null}', {"output_tokens_cap": 9}, b'{"max_completion_tokens":9}'),
+        # Ollama reads only max_tokens: a cap under the other name would be none.
+        (b'{"max_completion_tokens":20}', {"output_tokens_cap": 9, "cap_member": "max_tokens"},
+         b'{"max_tokens":9,"max_completion_tokens":9}'),
+        (b'{"model":"m"}', {"model": "n", "include_usage": True, "output_tokens_cap": 3},
+         b'{"stream_options":{"include_usage":true},"max_completion_tokens":3,"model":"n"}'),
+    ],
+)  # fmt: skip
+def test_upstream_body(before: bytes, changes: dict[str, Any], after: bytes) -> None:
+    assert upstream(before, **changes) == after
+
+
+def test_a_body_that_cannot_be_changed_is_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        upstream(b"[]", model="n")
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply.name)
+def test_recorded_reply(reply: Reply) -> None:
+    seen = ENDPOINT.read_reply(reply.body)
+    assert (seen.output_tokens_estimate, seen.failed) == (reply.output_tokens_estimate, reply.failed)
+    reading = None if seen.usage is None else ENDPOINT.read_usage(seen.usage, LIMITS)
+    assert (None if reading is None else reading.quantities) == reply.quantities
+    assert (0 if reading is None else reading.reasoning_tokens) == reply.reasoning_tokens
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"", b"<html>busy</html>", b"[]", b"7", b'"text"', b"\xff", b'{"usage":[1],"choices":{}}', b"{", b"[" * 100_000,
+     b'{"usage":"5","choices":null}', b'{"choices":[1,null,{"message":[]},{"message":{"content":7}}]}'[:-1]],
+)  # fmt: skip
+def test_a_reply_that_is_none_holds_no_output(reply: bytes) -> None:
+    seen = ENDPOINT.read_reply(reply)
+    assert (seen.usage, seen.output_tokens_estimate, seen.failed) == (None, 0, False)
+
+
+def test_an_error_in_a_reply_is_not_output() -> None:
+    seen = ENDPOINT.read_reply(b'{"error":{"message":"m"},"choices":[{"message":{"content":"an error text"}}]}')
+    assert (seen.output_tokens_estimate, seen.failed) == (0, True)
+    assert not ENDPOINT.read_reply(b'{"error":null,"choices":[]}').failed
+
+
+def test_usage_out_of_the_limits_is_refused() -> None:
+    with pytest.raises(InvalidUsage):
+        ENDPOINT.read_usage({"prompt_tokens": 1, "completion_tokens": LIMITS.output_tokens_max + 1}, LIMITS)
+    assert ENDPOINT.read_usage({"prompt_tokens": 0, "completion_tokens": 0}, LIMITS) is None
+
+
+def test_the_reader_of_a_stream_removes_usage_or_not() -> None:
+    usage_only = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    for remove_usage, out in ((True, b""), (False, usage_only)):
+        reader = ENDPOINT.stream_reader(remove_usage=remove_usage)
+        assert reader.feed(usage_only) + reader.finish() == out
