@@ -68,6 +68,12 @@ GROUP BY wallet_id, hold_id
 HAVING count(*) FILTER (WHERE NOT late) <> 1 OR count(*) FILTER (WHERE late) > 1
     OR (bool_or(late) AND NOT bool_or(resolution = 'expired' AND NOT late));
 
+-- name: a_late_settle_charges_the_rest
+SELECT u.wallet_id, format('hold %s: prior %s, swept %s', u.hold_id, u.prior_nanos, s.charged_nanos) AS difference
+FROM usage_events AS u
+LEFT JOIN usage_events AS s ON s.wallet_id = u.wallet_id AND s.hold_id = u.hold_id AND NOT s.late AND u.late
+WHERE u.prior_nanos <> coalesce(s.charged_nanos, 0);
+
 -- name: every_charge_has_one_usage_event
 SELECT e.wallet_id, format('seq %s of hold %s: %s usage events', e.seq, e.hold_id, count(u.hold_id)) AS difference
 FROM ledger_entries AS e

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -84,6 +85,7 @@ async def _serve(settings: Settings, dsn: str, upstreams: Upstreams, announce: A
     await prepare(settings, dsn)
     try:
         async with upstreams() as served, running(settings, dsn, upstreams=served) as app:
+            _spare_the_collector()
             await announce(app)
             await stopped.wait()
             click.echo("farebox is stopping: calls in flight may end", err=True)
@@ -92,6 +94,13 @@ async def _serve(settings: Settings, dsn: str, upstreams: Upstreams, announce: A
             f"cannot listen on {settings.host}:{settings.port} or {settings.ops_host}:{settings.ops_port}: "
             f"{error.strerror or error}"
         ) from error
+
+
+def _spare_the_collector() -> None:
+    """What a start leaves in memory stays for good: the cycle collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def prepare(settings: Settings, dsn: str) -> None:

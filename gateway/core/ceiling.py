@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gateway.core.catalogue import Model, Price
 from gateway.core.money import ceil_nanos
-from gateway.core.pricing import ceiling_picos
+from gateway.core.pricing import dearest_rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,22 @@ def ceiling(
     if output_tokens_cap is not None and output_tokens_cap > model.output_tokens_max:
         raise CapTooLarge(f"at most {model.output_tokens_max} completion tokens")
     tokens_out = model.output_tokens_max if output_tokens_cap is None else output_tokens_cap
-    nanos = ceil_nanos(ceiling_picos(price, tokens_in, tokens_out * choices))
+    rates = dearest_rates(price, tokens_in)
+    nanos = ceil_nanos(rates.ceiling_picos(tokens_in, tokens_out * choices))
     minimum = nanos
     if output_tokens_cap is None:
         least = min(min_output_tokens, model.output_tokens_max)
-        minimum = ceil_nanos(ceiling_picos(price, tokens_in, least * choices))
+        minimum = ceil_nanos(rates.ceiling_picos(tokens_in, least * choices))
     return Ceiling(tokens_in, tokens_out, nanos, minimum)
 
 
 def affordable_output_tokens(price: Price, input_tokens_max: int, choices: int, nanos: int, limit: int) -> int:
     """The largest output cap per choice, up to `limit`, whose ceiling `nanos` covers; 0 if not even one token."""
+    rates = dearest_rates(price, input_tokens_max)
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if ceil_nanos(ceiling_picos(price, input_tokens_max, middle * choices)) <= nanos:
+        if ceil_nanos(rates.ceiling_picos(input_tokens_max, middle * choices)) <= nanos:
             low = middle
         else:
             high = middle - 1

@@ -1,6 +1,7 @@
 """The one place where use is multiplied by a price."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gateway.core.catalogue import FALLBACK, Meter, Price, Rates
 from gateway.core.money import COST_PICOS_MAX
@@ -51,21 +52,51 @@ def cost_picos(price: Price, quantities: Quantities) -> int:
     return total
 
 
-def ceiling_picos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
-    """The most that up to `input_tokens_max` in and `output_tokens_max` out can cost, in picos.
+@dataclass(frozen=True, slots=True)
+class DearestRates:
+    """The most that one token in and one token out can cost, in picos. `output` is None where it has no rate."""
+
+    input: int
+    output: int | None
+
+    def ceiling_picos(self, input_tokens_max: int, output_tokens_max: int) -> int:
+        """The most that so many tokens can cost, in picos. Raises Unpriced, CostOutOfRange."""
+        total = input_tokens_max * self.input
+        if output_tokens_max:
+            if self.output is None:
+                raise Unpriced(Meter.OUTPUT)
+            total += output_tokens_max * self.output
+        if not 0 <= total <= COST_PICOS_MAX:
+            raise CostOutOfRange(total)
+        return total
+
+
+def dearest_rates(price: Price, input_tokens_max: int) -> DearestRates:
+    """The dearest rates that a request of up to `input_tokens_max` can be priced at. Raises Unpriced.
 
     No cache discount is assumed, a cache write may cost more than plain input, and since a request may land in any
     tier that its bound reaches, the dearest of them counts.
     """
-    dearest_input = dearest_output = 0
-    reachable = [0, *(tier.above_input_tokens + 1 for tier in price.tiers)]
-    for input_tokens in reachable:
-        if input_tokens > input_tokens_max:
-            break
-        rates = rates_at(price, input_tokens)
-        dearest_input = max(dearest_input, *(rate_picos(rates, meter) for meter in _INPUT_METERS))
-        dearest_output = max(dearest_output, rate_picos(rates, Meter.OUTPUT) if output_tokens_max else 0)
-    total = input_tokens_max * dearest_input + output_tokens_max * dearest_output
-    if not 0 <= total <= COST_PICOS_MAX:
-        raise CostOutOfRange(total)
-    return total
+    dearest = _dearest(price.rates)
+    for tier in price.tiers:
+        if input_tokens_max > tier.above_input_tokens:
+            other = _dearest(rates_at(price, tier.above_input_tokens + 1))
+            outputs = [rate for rate in (dearest.output, other.output) if rate is not None]
+            dearest = DearestRates(max(dearest.input, other.input), max(outputs, default=None))
+    return dearest
+
+
+def _dearest(rates: Rates) -> DearestRates:
+    plain = rates.get(Meter.INPUT)
+    if plain is None:
+        raise Unpriced(Meter.INPUT)
+    cached, written = rates.get(Meter.CACHED_INPUT, plain), rates.get(Meter.CACHE_WRITE, plain)
+    return DearestRates(max(plain, cached, written), rates.get(Meter.OUTPUT))
+
+
+def ceiling_picos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
+    """The most that up to `input_tokens_max` in and `output_tokens_max` out can cost, in picos.
+
+    Raises Unpriced, CostOutOfRange.
+    """
+    return dearest_rates(price, input_tokens_max).ceiling_picos(input_tokens_max, output_tokens_max)

@@ -58,7 +58,7 @@ class SseSplitter:
         pieces: list[Piece] = []
         if self._after_cr and data:
             self._after_cr = False
-            if False:
+            if data.startswith(b"\n"):
                 pieces.append(Piece(Kind.LINE_FEED, b"\n"))
                 data = data[1:]
         if self._opaque:

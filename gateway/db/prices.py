@@ -42,19 +42,26 @@ async def save_models(database: Database, models: Sequence[Model]) -> None:
     )
 
 
+def _model_from_row(row: Row) -> Model:
+    return Model(
+        name=row["model"],
+        context_tokens_max=row["context_tokens_max"],
+        output_tokens_max=row["output_tokens_max"],
+        hidden_reasoning=row["hidden_reasoning"],
+        owned_by=row["owned_by"],
+        created_at=row["created_at"],
+    )
+
+
 async def load_models(database: Database) -> list[Model]:
     """Every model, by name."""
-    return [
-        Model(
-            name=row["model"],
-            context_tokens_max=row["context_tokens_max"],
-            output_tokens_max=row["output_tokens_max"],
-            hidden_reasoning=row["hidden_reasoning"],
-            owned_by=row["owned_by"],
-            created_at=row["created_at"],
-        )
-        for row in await database.fetch("model_list")
-    ]
+    return [_model_from_row(row) for row in await database.fetch("model_list")]
+
+
+async def get_model(database: Database, name: str) -> Model | None:
+    """One model, or None."""
+    row = await database.fetch_one("model_get", name)
+    return _model_from_row(row) if row is not None else None
 
 
 async def add_prices(database: Database, prices: Sequence[tuple[str, datetime, Rates, tuple[Tier, ...], str]]) -> None:
@@ -67,7 +74,20 @@ async def add_prices(database: Database, prices: Sequence[tuple[str, datetime, R
         [orjson.dumps(tiers_to_json(tiers)).decode() for _, _, _, tiers, _ in prices],
         [source for *_, source in prices],
     )
+    await tell_changed(database)
+
+
+async def tell_changed(database: Database) -> None:
+    """Tell every process that prices or models changed."""
     await database.fetch("prices_changed")
+
+
+async def database_now(database: Database) -> datetime:
+    """The clock that decides which price is in force."""
+    row = await database.fetch_one("database_now")
+    assert row is not None
+    now: datetime = row["now"]
+    return now
 
 
 async def current(database: Database) -> list[Price]:

@@ -2,17 +2,45 @@
 
 from collections.abc import Sequence
 
+import asyncpg
+
 from gateway.db.lanes import Outcome
 from gateway.db.pool import Database, Row
+from gateway.db.queries import queries
 
 # The account on the other side of an entry made by hand.
 CREDIT_ACCOUNT = "credits"
 ADJUST_ACCOUNT = "adjustments"
 
 
+class BalanceOutOfRange(ValueError):
+    """The balance would be more than the ledger can hold. Nothing was changed."""
+
+
 async def create(database: Database, wallet_id: str, name: str, *, floor_nanos: int = 0) -> None:
     """Open an empty wallet; nothing happens if it exists."""
     await database.fetch("wallet_create", wallet_id, name, floor_nanos)
+
+
+async def create_with_credit(
+    database: Database,
+    wallet_id: str,
+    name: str,
+    posting_id: str,
+    amount_nanos: int,
+    *,
+    floor_nanos: int,
+    actor: str,
+    reason: str,
+) -> None:
+    """Open a wallet with its first credit: both, or neither."""
+    assert amount_nanos > 0
+    async with database.connection() as connection, connection.transaction():
+        await connection.execute(queries()["wallet_create"], wallet_id, name, floor_nanos)
+        posted = await connection.fetchval(
+            queries()["wallet_post"], wallet_id, posting_id, "credit", CREDIT_ACCOUNT, amount_nanos, actor, reason
+        )
+        assert posted == Outcome.POSTED, f"the first credit of a new wallet was answered {posted}"
 
 
 async def get(database: Database, wallet_id: str) -> Row | None:
@@ -28,7 +56,7 @@ async def list_after(database: Database, after: str | None, count: int) -> Seque
 async def credit(
     database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
 ) -> tuple[Outcome, int]:
-    """Add money, once per posting id. Gives the outcome and the balance in nanos."""
+    """Add money, once per posting id. Gives the outcome and the balance in nanos. Raises BalanceOutOfRange."""
     assert amount_nanos > 0
     return await _post(database, wallet_id, posting_id, "credit", CREDIT_ACCOUNT, amount_nanos, actor, reason)
 
@@ -36,7 +64,7 @@ async def credit(
 async def adjust(
     database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
 ) -> tuple[Outcome, int]:
-    """Correct a balance either way, once per posting id. Gives the outcome and the balance in nanos."""
+    """Correct a balance either way, once per posting id. Gives the same. Raises BalanceOutOfRange."""
     assert amount_nanos != 0
     return await _post(database, wallet_id, posting_id, "adjust", ADJUST_ACCOUNT, amount_nanos, actor, reason)
 
@@ -51,14 +79,22 @@ async def _post(
     actor: str,
     reason: str,
 ) -> tuple[Outcome, int]:
-    row = await database.fetch_one("wallet_post", wallet_id, posting_id, kind, contra, amount_nanos, actor, reason)
+    try:
+        row = await database.fetch_one("wallet_post", wallet_id, posting_id, kind, contra, amount_nanos, actor, reason)
+    except asyncpg.NumericValueOutOfRangeError:
+        raise BalanceOutOfRange from None
     assert row is not None, "wallet_post always answers"
     return Outcome(row["outcome"]), row["balance_nanos"] or 0
 
 
-async def set_status(database: Database, wallet_id: str, status: str) -> None:
-    """Suspend or reopen a wallet; holds see it at once."""
-    await database.fetch("wallet_set_status", wallet_id, status)
+async def set_status(database: Database, wallet_id: str, status: str) -> bool:
+    """Suspend or reopen a wallet; holds see it at once. False if there is none with this id."""
+    return await database.fetch_one("wallet_set_status", wallet_id, status) is not None
+
+
+async def posting(database: Database, wallet_id: str, posting_id: str) -> Row | None:
+    """The entry that a posting id made, or None."""
+    return await database.fetch_one("ledger_entry_by_posting", wallet_id, posting_id)
 
 
 async def entries(database: Database, wallet_id: str, before_seq: int | None, count: int) -> Sequence[Row]:

@@ -77,8 +77,8 @@ _ORDINARY = frozenset(
         "verbosity",
     }
 )
-# An ASCII letter, an underscore, or one of the two characters that fold to an ASCII letter, spelled as an escape.
-_ESCAPED_LETTER = re.compile(rb"\\u(?:00[4-7][0-9a-fA-F]|017[fF]|212[aA])")
+# A letter or an underscore spelled as an escape, which a parser reads as the same name.
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 @dataclass(frozen=True, slots=True)

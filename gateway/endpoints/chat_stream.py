@@ -16,7 +16,7 @@ import orjson
 
 from gateway.core.estimate import OutputCounter, utf8_bytes
 from gateway.core.json_members import parse
-from gateway.core.sse import EVENT_BYTES_MAX, Kind, Piece, SseSplitter, event_data, is_whole, split_events
+from gateway.core.sse import EVENT_BYTES_MAX, Kind, SseSplitter, event_data, is_whole, split_events
 from gateway.core.usage import merge_usage
 
 # How many relayed bytes may wait to be counted. Small, for there are as many of them as open streams.
@@ -96,13 +96,12 @@ class ChatStream:
                 if len(self._uncounted) > UNCOUNTED_BYTES_MAX:
                     self._count()
                 return data
-            pieces = [Piece(Kind.EVENTS, data)]
-        else:
-            pieces = self._splitter.feed(data)
+            out = bytearray()
+            self._take_events(data, out)
+            return bytes(out)
         out = bytearray()
-        for kind, piece in pieces:
+        for kind, piece in self._splitter.feed(data):
             if kind is Kind.EVENTS:
-                self._in_opaque = False
                 self._take_block(piece, out)
             elif kind is Kind.LINE_FEED:
                 self._put(piece, out)
@@ -122,17 +121,18 @@ class ChatStream:
     def _take_block(self, block: bytes, out: bytearray) -> None:
         if self._open and _is_plain(block):
             self._fate = _Fate.RELAYED
+            self._in_opaque = False
             out += block
-            self._remember(block)
+            self._uncounted += block
+            if len(self._uncounted) > UNCOUNTED_BYTES_MAX:
+                self._count()
             return
+        self._take_events(block, out)
+
+    def _take_events(self, block: bytes, out: bytearray) -> None:
+        self._in_opaque = False
         for event in split_events(block):
             self._take_event(event, out)
-
-    def _remember(self, block: bytes) -> None:
-        """Keep relayed plain events until they are worth counting."""
-        self._uncounted += block
-        if len(self._uncounted) > UNCOUNTED_BYTES_MAX:
-            self._count()
 
     def _take_opaque(self, piece: bytes, out: bytearray) -> None:
         """Pass on a part of an event too large to read; what it carried is at least one token."""

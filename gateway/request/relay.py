@@ -120,7 +120,10 @@ class Relay:
             offer.body,
             model=route.model if route.model != request.model else None,
             include_usage=request.stream and not request.wants_usage and upstream.include_usage,
-            output_tokens_cap=hold.output_tokens_max if hold.is_lowered else None,
+            # An upstream that reads one member only would not see a cap in the other, nor stop without one.
+            output_tokens_cap=hold.output_tokens_max
+            if hold.is_lowered or upstream.cap_member == "max_tokens"
+            else None,
             cap_member=upstream.cap_member,
         )
         url, authorization = self._target(route, path)

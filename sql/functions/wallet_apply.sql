@@ -1,17 +1,19 @@
 -- Decide a batch of operations on one wallet: where holds are granted, settled, voided and swept, and nowhere else.
 --
 -- p_operations is a JSON array, decided in its order under one lock of the wallet row. A hold id stands at most once
--- in a call (the lane sees to it; otherwise the call fails whole and changes nothing). The three arrays returned have
--- one element per operation; balance and held are the wallet's after the batch.
+-- in a call: the lane sees to it, and a call where it would be opened or resolved twice fails whole. So does a call
+-- with an operation that is unknown or malformed; a call that fails changes nothing. The four arrays returned have one
+-- element per operation; balance and held are the wallet's after the batch.
 --
 -- op          fields besides op, hold                       outcomes, in order of precedence
 -- hold        key price endpoint ceiling minimum seconds    hold_out_of_range, already_*, (a declined id: as it was),
 --                                                           wallet_suspended, insufficient_funds, held
--- checkpoint  cost picos usage seconds                      already_*, hold_unknown, checkpointed
+-- checkpoint  cost picos usage seconds                      hold_out_of_range, already_*, hold_unknown, checkpointed
 -- settle      key price endpoint upstream cost picos        hold_out_of_range, already_settled, already_voided,
 --             usage basis reason                            settled_late, settled_unheld, settled_short, settled
 -- void        key price endpoint upstream reason            hold_out_of_range, already_*, voided
--- expire      (none)                                        already_*, hold_unknown, hold_not_due, expired
+-- expire      (none)                                        hold_out_of_range, already_*, hold_unknown, hold_not_due,
+--                                                           expired
 --
 -- On an unknown wallet every operation answers wallet_unknown. amounts: granted by hold, charged by settle and expire
 -- (for already_settled: what was charged then). availables: what the operation found free to use before it.
@@ -47,8 +49,10 @@ DECLARE
     v_events usage_events[];
     v_closed uuid[];
     v_cleared uuid[];
+    v_unheld uuid[];
     v_rows bigint;
-    -- Older ids may have lost their partition, newer ones come from a broken clock: both would escape the guards.
+    -- Older ids may have lost their partition, newer ones come from a broken clock: both would escape the guards. Not
+    -- so an id whose row is in holds, which is a guard itself: however long a gateway was away, it can be resolved.
     c_oldest CONSTANT uuid := uuid_floor(now() - interval '45 days');
     c_newest CONSTANT uuid := uuid_floor(now() + interval '1 day');
 BEGIN
@@ -102,7 +106,7 @@ BEGIN
                 AND u.hold_id BETWEEN c_oldest AND c_newest;
         END IF;
 
-        IF o.hold NOT BETWEEN c_oldest AND c_newest THEN
+        IF o.hold_state IS NULL AND o.hold NOT BETWEEN c_oldest AND c_newest THEN
             v_outcome := 'hold_out_of_range';
 
         ELSIF o.op = 'hold' THEN
@@ -114,6 +118,9 @@ BEGIN
             ELSIF o.hold_state = 'declined' THEN
                 v_outcome := o.decline;
             ELSE
+                IF (o.minimum BETWEEN 0 AND o.ceiling) IS NOT TRUE THEN
+                    RAISE EXCEPTION 'wallet_apply: a hold of % to %', o.minimum, o.ceiling;
+                END IF;
                 v_outcome := CASE
                     WHEN w.status = 'suspended' THEN 'wallet_suspended'::wallet_outcome
                     WHEN o.minimum > greatest(v_available, 0) THEN 'insufficient_funds'
@@ -130,6 +137,9 @@ BEGIN
             END IF;
 
         ELSIF o.op = 'settle' AND (o.resolution IS NULL OR (o.resolution = 'expired' AND v_late IS NULL)) THEN
+            IF (o.cost >= 0) IS NOT TRUE THEN
+                RAISE EXCEPTION 'wallet_apply: a cost of %', o.cost;
+            END IF;
             -- The hold's own money is spent first; what it does not cover comes from free funds only.
             v_owed := greatest(o.cost - coalesce(o.already_nanos, 0), 0);
             v_amount := least(v_owed, coalesce(o.hold_nanos, 0) + greatest(v_available, 0));
@@ -146,6 +156,9 @@ BEGIN
                 coalesce(o.already_nanos, 0), v_amount, v_short,
                 CASE WHEN v_amount > 0 THEN v_seq + 1 END, now()
             )::usage_events;
+
+        ELSIF (o.op IN ('settle', 'void', 'checkpoint', 'expire')) IS NOT TRUE THEN
+            RAISE EXCEPTION 'wallet_apply: unknown operation %', o.op;
 
         ELSIF o.resolution IS NOT NULL THEN
             v_outcome := CASE o.resolution
@@ -164,10 +177,13 @@ BEGIN
                 o.endpoint, o.upstream, NULL, coalesce(o.hold_nanos, 0), 0, 0, 0, 0, 0, NULL, now()
             )::usage_events;
 
-        ELSIF o.hold_state IS NULL THEN
+        ELSIF o.hold_state IS NULL OR (o.op = 'checkpoint' AND o.hold_state <> 'open') THEN
             v_outcome := 'hold_unknown';
 
         ELSIF o.op = 'checkpoint' THEN
+            IF (o.cost >= 0) IS NOT TRUE THEN
+                RAISE EXCEPTION 'wallet_apply: a checkpoint of %', o.cost; -- the sweep could never charge it
+            END IF;
             v_outcome := 'checkpointed';
             UPDATE holds AS h
             SET renewed_at = now(), valid_seconds = o.seconds, checkpoint_nanos = o.cost,
@@ -177,7 +193,7 @@ BEGIN
         ELSIF NOT o.due THEN
             v_outcome := 'hold_not_due';
 
-        ELSIF o.op = 'expire' THEN
+        ELSE
             v_outcome := 'expired';
             IF o.hold_state = 'open' THEN
                 v_amount := least(o.checkpoint_nanos, o.hold_nanos + greatest(v_available, 0));
@@ -188,9 +204,6 @@ BEGIN
                     0, v_amount, v_short, CASE WHEN v_amount > 0 THEN v_seq + 1 END, now()
                 )::usage_events;
             END IF;
-
-        ELSE
-            RAISE EXCEPTION 'wallet_apply: unknown operation %', o.op;
         END IF;
 
         IF v_outcome IN ('settled', 'settled_short', 'settled_late', 'settled_unheld', 'voided', 'expired') THEN
@@ -199,6 +212,8 @@ BEGIN
                 v_closed := v_closed || o.hold;
             ELSIF o.hold_state = 'declined' THEN
                 v_cleared := v_cleared || o.hold;
+            ELSE
+                v_unheld := v_unheld || o.hold;
             END IF;
             IF v_amount > 0 THEN
                 v_seq := v_seq + 1;
@@ -229,6 +244,10 @@ BEGIN
         WHERE h.wallet_id = p_wallet_id AND h.hold_id = ANY(v_cleared) AND h.state = 'declined';
     END IF;
     IF v_holds IS NOT NULL THEN
+        -- Opened and resolved in one call: neither would see the other, and the hold would stay open for good.
+        IF v_unheld IS NOT NULL AND EXISTS (SELECT FROM unnest(v_holds) AS e WHERE e.hold_id = ANY(v_unheld)) THEN
+            RAISE EXCEPTION 'wallet_apply: a hold id stands twice in a call';
+        END IF;
         INSERT INTO holds SELECT e.* FROM unnest(v_holds) AS e;
     END IF;
     IF v_entries IS NOT NULL THEN

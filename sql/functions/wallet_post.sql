@@ -1,7 +1,8 @@
 -- Move money by hand or from a payment: the one door for credits and adjustments, posted once per posting id.
 --
 -- Outcomes, in order of precedence: wallet_unknown, already_posted (the same id: nothing happens),
--- insufficient_funds (an adjustment would overdraw what is free), posted.
+-- insufficient_funds (an adjustment would overdraw what is free), posted. A posting that nobody could explain later
+-- (a charge, no amount, no id, actor or reason) raises, and changes nothing.
 CREATE OR REPLACE FUNCTION wallet_post(
     p_wallet_id uuid,
     p_posting_id uuid,
@@ -17,6 +18,10 @@ CREATE OR REPLACE FUNCTION wallet_post(
 DECLARE
     w wallets;
 BEGIN
+    IF p_kind = 'charge' OR p_amount_nanos = 0
+        OR num_nulls(p_posting_id, p_kind, p_contra, p_amount_nanos, p_actor, p_reason) > 0 THEN
+        RAISE EXCEPTION 'wallet_post: % of % is not a posting', p_kind, p_amount_nanos;
+    END IF;
     SELECT * INTO w FROM wallets WHERE wallets.wallet_id = p_wallet_id FOR UPDATE;
     IF NOT found THEN
         outcome := 'wallet_unknown';

@@ -26,19 +26,22 @@ WHERE state = 'open';
 SELECT usage_partitions_ensure();
 
 -- name: usage_events_for_audit
--- Every usage event with its price, in key order, for re-deriving each cost.
-SELECT
-    u.wallet_id, u.hold_id, u.late, u.resolution, u.basis, u.usage, u.cost_picos, u.cost_nanos, u.price_id,
-    p.model, p.effective_from, p.rates, p.tiers, p.source
-FROM usage_events AS u
-JOIN prices AS p USING (price_id)
-ORDER BY u.wallet_id, u.hold_id, u.late;
+-- Every usage event, in whatever order is cheapest, for working out each cost anew.
+SELECT wallet_id, hold_id, resolution, usage, cost_picos, cost_nanos, price_id
+FROM usage_events;
+
+-- name: usage_events_count
+-- How many there are, for a progress bar.
+SELECT count(*) FROM usage_events;
 
 -- name: usage_events_by_wallet
--- A wallet's newest resolved calls, before a given id.
+-- A wallet's newest resolved calls, before a given id; a late settle is never parted from what was swept before it.
 SELECT hold_id, late, resolution, basis, reason, endpoint, upstream, price_id, usage, cost_nanos, charged_nanos,
     shortfall_nanos, entry_seq, created_at
-FROM usage_events
-WHERE wallet_id = $1 AND ($2::uuid IS NULL OR hold_id < $2)
-ORDER BY hold_id DESC
-LIMIT $3;
+FROM (
+    SELECT * FROM usage_events
+    WHERE wallet_id = $1 AND ($2::uuid IS NULL OR hold_id < $2)
+    ORDER BY hold_id DESC
+    FETCH FIRST $3 ROWS WITH TIES
+) AS u
+ORDER BY hold_id DESC, late DESC;

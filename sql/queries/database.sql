@@ -15,11 +15,18 @@ SELECT 1;
 
 -- name: migrations_table
 -- The record of migrations, made before the first of them.
-CREATE TABLE IF NOT EXISTS schema_migrations (
-    version integer PRIMARY KEY,
-    name text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
-);
+DO $$
+BEGIN
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        version integer PRIMARY KEY,
+        name text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    );
+EXCEPTION
+    -- IF NOT EXISTS does not see what another migrator has not committed yet; it has by now.
+    WHEN unique_violation OR duplicate_table THEN NULL;
+END
+$$;
 
 -- name: migrations_lock
 -- One migrator at a time.
@@ -44,3 +51,13 @@ LISTEN farebox_keys;
 -- name: prices_watch
 -- Hear of changed prices.
 LISTEN farebox_prices;
+
+-- name: database_now
+-- The database's clock, which decides what is in force and what has expired.
+SELECT now() AS now;
+
+-- name: audit_session
+-- An audit takes as long as it takes: this transaction has no time limit, whatever the role's settings.
+SELECT set_config(name, '0', true)
+FROM pg_settings
+WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');

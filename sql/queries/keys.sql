@@ -12,7 +12,8 @@ WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at
 
 -- name: key_list
 -- Keys of one wallet, or of all.
-SELECT key_id, wallet_id, name, hint, models, created_at, expires_at, revoked_at
+SELECT key_id, wallet_id, name, hint, models, created_at, expires_at, revoked_at,
+    coalesce(expires_at <= now(), false) AS is_expired
 FROM api_keys
 WHERE $1::uuid IS NULL OR wallet_id = $1
 ORDER BY wallet_id, key_id

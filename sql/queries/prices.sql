@@ -37,3 +37,15 @@ LIMIT $2;
 -- name: prices_changed
 -- Tell every process that prices or models changed.
 SELECT pg_notify('farebox_prices', '');
+
+-- name: prices_by_ids
+-- Versions of prices by their ids.
+SELECT price_id, model, effective_from, rates, tiers, source
+FROM prices
+WHERE price_id = ANY($1::bigint[]);
+
+-- name: model_get
+-- One model with its limits.
+SELECT model, context_tokens_max, output_tokens_max, hidden_reasoning, owned_by, created_at
+FROM models
+WHERE model = $1;

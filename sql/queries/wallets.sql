@@ -23,7 +23,7 @@ SELECT outcome, balance_nanos, held_nanos FROM wallet_post($1, $2, $3, $4, $5, $
 
 -- name: wallet_set_status
 -- Suspend or reopen a wallet.
-UPDATE wallets SET status = $2 WHERE wallet_id = $1;
+UPDATE wallets SET status = $2 WHERE wallet_id = $1 RETURNING wallet_id;
 
 -- name: ledger_entry_list
 -- A wallet's newest ledger entries, before a given seq.
@@ -36,3 +36,9 @@ LIMIT $3;
 -- name: wallet_count
 -- Whether this database has been used: how many wallets, up to two.
 SELECT count(*) FROM (SELECT FROM wallets LIMIT 2) AS w;
+
+-- name: ledger_entry_by_posting
+-- The entry that a posting id made.
+SELECT seq, kind, amount_nanos, balance_after_nanos, actor, reason, created_at
+FROM ledger_entries
+WHERE wallet_id = $1 AND posting_id = $2;

@@ -24,10 +24,7 @@ def delta(**members: object) -> bytes:
 USAGE_ONLY = event({"choices": [], "usage": USAGE})
 TEXT = delta(content="text")
 
-ODD_CHUNKS = (
-    *(event({"choices": odd}) for odd in (None, {}, "a", 7, [], [[]])),
-    *(event(odd) for odd in ({}, [], 1, "text", None)),
-)
+ODD_CHUNKS: tuple[object, ...] = ({}, [], 1, "text", None, {"choices": None}, {"choices": {}}, {"choices": [[], 7]})
 
 
 def estimate(*reads: bytes) -> int:
@@ -119,6 +116,9 @@ def test_usage(chunks: list[object], usage: object) -> None:
     for chunk in chunks:
         reader.feed(event(chunk))
     assert reader.usage == usage
+    in_one_read = ChatStream(remove_usage=False)
+    in_one_read.feed(b"".join(map(event, chunks)) + event({"usage": None}))
+    assert in_one_read.usage == usage
 
 
 def test_usage_after_the_end_counts() -> None:
@@ -171,7 +171,7 @@ def test_error(chunk: dict[str, object], failed: bool) -> None:
         ((event({"choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]}),), 2),
         ((event({"choices": [{"delta": {"content": {"text": "12345"}}}, None, 7, {"delta": [1]}]}),), 2),
         # What is not a chunk carries nothing.
-        (ODD_CHUNKS, 0),
+        (tuple(map(event, ODD_CHUNKS)), 0),
         ((b"data: {\n\n", b"data: \xff\xfe\n\n", b"data: \x00\n\n", b"data:\n\n", b"\n\n\n"), 0),
         ((b"data: " + b"[" * 100_000 + b"\n\n",), 0),
         # Half of a surrogate pair, as JavaScript cuts it, counts as the character that stands for it.
@@ -241,6 +241,13 @@ def test_endless_comments_after_usage_release_it() -> None:
     out = reader.feed(USAGE_ONLY) + b"".join(reader.feed(comment) for _ in range(30)) + reader.feed(TEXT)
     assert len(reader._withheld) == 0
     assert out == USAGE_ONLY + comment * 30 + TEXT
+
+
+def test_what_is_released_keeps_its_order() -> None:
+    reader = ChatStream(remove_usage=False)
+    comment = b": " + b"x" * 200_000 + b"\r\n\r"
+    reads = (USAGE_ONLY, comment, b"\n", comment, b"\n", comment, b"\n", TEXT, DONE)
+    assert b"".join(reader.feed(read) for read in reads) + reader.finish() == b"".join(reads)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""`farebox audit`: do the books balance, and does every charge follow from its price?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gateway.cli.command import FareboxCommand
+from gateway.cli.context import EXIT_BAD, run
+from gateway.cli.output import console, print_json, print_line, print_table
+from gateway.db import audit as auditor
+from gateway.settings import Settings
+
+
+@click.command(cls=FareboxCommand)
+@click.pass_obj
+@click.pass_context
+def audit(context: click.Context, settings: Settings, as_json: bool) -> None:
+    """Check every invariant, and work out every charge anew; exit 1 on any difference.
+
+    Reads one snapshot, so it may run under load. Each check says how many differences it found, and names the first.
+    """
+    with _progress() as on_progress:
+        result = run(settings, lambda database: auditor.audit(database.dsn, on_progress=on_progress))
+    if as_json:
+        print_json({"ok": result.is_clean, "checks": [_document(finding) for finding in result.findings]})
+    else:
+        _print(result)
+    if not result.is_clean:
+        context.exit(EXIT_BAD)
+
+
+def _print(result: auditor.Audit) -> None:
+    print_table(
+        ("check", "result"),
+        (
+            (finding.check, f"{finding.differences} differences" if finding.differences else "ok")
+            for finding in result.findings
+        ),
+    )
+    failed = [finding for finding in result.findings if finding.first is not None]
+    for finding in failed:
+        print_line(f"\n{finding.check}, the first of {finding.differences}:\n  {finding.first}")
+    events = result.findings[-1].rows
+    print_line(
+        f"\n{len(failed)} of {len(result.findings)} checks found differences"
+        if failed
+        else f"\nthe books balance: {len(result.findings)} checks, {events} calls worked out anew"
+    )
+
+
+def _document(finding: auditor.Finding) -> dict[str, object]:
+    document: dict[str, object] = {
+        "check": finding.check,
+        "ok": not finding.differences,
+        "rows": finding.rows,
+        "differences": finding.differences,
+        "first": None,
+    }
+    if (first := finding.first) is not None:
+        document["first"] = {
+            "wallet_id": first.wallet_id or None,
+            "hold_id": first.hold_id or None,
+            "what": first.what,
+            "expected": first.expected or None,
+            "found": first.found or None,
+        }
+    return document
+
+
+@contextmanager
+def _progress() -> Iterator[auditor.Progress]:
+    """A bar on standard error while the work lasts, if that is a terminal."""
+    target = console(stderr=True)
+    if not target.is_terminal:
+        yield lambda _check, _done, _total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=target, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(check: str, done: int, total: int) -> None:
+            bar.update(task, description=check, completed=done, total=total)
+
+        yield show

@@ -1,0 +1,107 @@
+"""What commands print: one JSON document for machines, or tables for people. Amounts in nanos come in as int."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.core.catalogue import Rates, Tier, rates_to_json
+from gateway.core.money import format_nanos
+
+# Pipes have no width; nothing is cut or wrapped on the way to another program.
+_PIPE_COLUMNS = 1_000
+_PICOS_PER_MILLIONTH = 10**6
+
+NOTHING = "–"  # noqa: RUF001 - an en dash in an empty cell is meant
+
+
+def print_json(document: Mapping[str, object]) -> None:
+    """One document on stdout."""
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables go. Names and reasons are data: no markup in them is obeyed."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr, markup=False, emoji=False, highlight=False, width=None if is_terminal else _PIPE_COLUMNS
+    )
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on stdout. A column whose name ends in `>` is aligned to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        is_number = name.endswith(">")
+        table.add_column(
+            name.removesuffix(">"), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console().print(table)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Names and values, one a line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(_cell(value)))
+    console().print(table)
+
+
+def print_line(text: str) -> None:
+    """A sentence on stdout."""
+    click.echo(text)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return str(value)
+
+
+def amounts(**nanos: int) -> dict[str, object]:
+    """Each amount twice: `balance` as a decimal string in units, `balance_nanos` as a whole number."""
+    document: dict[str, object] = {}
+    for name, value in nanos.items():
+        document[name] = format_nanos(value)
+        document[f"{name}_nanos"] = value
+    return document
+
+
+def moment(value: datetime | None) -> str | None:
+    """A time in JSON: ISO 8601 in UTC."""
+    return value.astimezone(UTC).isoformat() if value is not None else None
+
+
+def text_id(value: object) -> str | None:
+    """An id in JSON."""
+    return str(value) if value is not None else None
+
+
+def format_rate(picos: int) -> str:
+    """Picos per unit as a decimal per million units, at least two places: 2.50, 0.075."""
+    units, rest = divmod(picos, _PICOS_PER_MILLIONTH)
+    return f"{units}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"
+
+
+def rates_document(rates: Rates) -> dict[str, object]:
+    """Rates per million units as decimal strings, and in picos per unit."""
+    return {
+        "rates_per_million": {str(meter): format_rate(picos) for meter, picos in sorted(rates.items())},
+        "rates_picos": rates_to_json(rates),
+    }
+
+
+def tiers_document(tiers: tuple[Tier, ...]) -> list[dict[str, object]]:
+    """Tiers in ascending order."""
+    return [{"above_input_tokens": tier.above_input_tokens, **rates_document(tier.rates)} for tier in tiers]
