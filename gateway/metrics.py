@@ -3,7 +3,7 @@
 Amounts are exported in nanos, times in seconds. A model that is not in the catalogue is labelled `other`.
 """
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from gateway import __version__
 from gateway.tally import TallyCounter, TallyHistogram
@@ -83,7 +83,7 @@ class Metrics:
         self.upstream_errors = TallyCounter(
             "farebox_upstream_errors", "Upstream failures by class.", ("upstream", "class"), registry=registry
         )
-        self.upstream_first_byte = Histogram(
+        self.upstream_first_byte = TallyHistogram(
             "farebox_upstream_first_byte_seconds",
             "From asking the upstream to its headers.",
             ("upstream",),

@@ -53,25 +53,54 @@ class TallyCounter(Collector):
         yield family
 
 
-class TallyHistogram(Collector):
-    """A histogram without labels; `buckets` are ascending upper bounds."""
+class Spread:
+    """One series of a histogram."""
 
-    def __init__(self, name: str, help_text: str, *, buckets: Sequence[float], registry: CollectorRegistry) -> None:
-        self._name, self._help, self._bounds = name, help_text, tuple(buckets)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-        registry.register(self)
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class TallyHistogram(Collector):
+    """A histogram with labels; `buckets` are ascending upper bounds."""
+
+    def __init__(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._help, self._labels, self._bounds = name, help_text, tuple(labels), tuple(buckets)
+        self._series: dict[tuple[str, ...], Spread] = {}
+        self._plain = self.labels() if not labels else Spread(self._bounds)
+        self.observe = self._plain.observe
+        registry.register(self)
+
+    def labels(self, *values: str) -> Spread:
+        """The series of these label values, in the order of the names."""
+        series = self._series.get(values)
+        if series is None:
+            assert len(values) == len(self._labels), f"{self._name} takes {self._labels}"
+            series = self._series[values] = Spread(self._bounds)
+        return series
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._help)
-        total = 0
-        buckets = []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            total += count
-            buckets.append((floatToGoString(bound), total))
-        family.add_metric([], buckets, self._sum)
+        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
+        for values, series in self._series.items():
+            total = 0
+            buckets = []
+            for bound, count in zip((*self._bounds, float("inf")), series.counts, strict=True):
+                total += count
+                buckets.append((str(floatToGoString(bound)), total))  # type: ignore[no-untyped-call]
+            family.add_metric([str(value) for value in values], buckets, series.sum)
         yield family

@@ -41,6 +41,10 @@ class Misconfigured(Exception):
     """The operator must change something first (exit 2); one line each says what."""
 
 
+class OutcomeUnknown(Exception):
+    """The database went away before it answered (exit 3); the lines say how to find out."""
+
+
 def run(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     """What `work` returns, given a migrated database. Raises LedgerAway, Misconfigured, EmbeddedPostgresFailed."""
     with database_server(settings) as dsn:

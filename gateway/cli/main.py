@@ -2,21 +2,22 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from gateway import __version__
 from gateway.cli.command import FareboxGroup
 from gateway.cli.context import (
+    EXIT_AWAY,
     EXIT_BAD,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     Misconfigured,
+    OutcomeUnknown,
     Refused,
     away,
     fail,
@@ -66,11 +67,10 @@ class _Farebox(FareboxGroup):
         ctx.meta["farebox.help"] = "--help" in args
         return super().parse_args(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run and exit. Never a traceback for what a person can put right."""
-        extra["standalone_mode"] = False
         try:
-            code = super().main(args, prog_name or "farebox", **extra)
+            code = super().main(*args, **{"prog_name": "farebox", **kwargs, "standalone_mode": False})
             sys.stdout.flush()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -86,6 +86,8 @@ class _Farebox(FareboxGroup):
         except LedgerAway as error:
             exit_code, line = away(error)
             fail(line, exit_code)
+        except OutcomeUnknown as error:
+            fail(str(error), EXIT_AWAY)
         except BrokenPipeError:
             # Whoever read the output has seen enough; Python's own flush at exit must not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -43,7 +43,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         )
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console().print(table)
+    _print(table)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
@@ -53,7 +53,18 @@ def print_facts(facts: Mapping[str, object]) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, Text(_cell(value)))
-    console().print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    target = console()
+    if target.is_terminal:
+        target.print(table)
+        return
+    with target.capture() as captured:
+        target.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_line(text: str) -> None:

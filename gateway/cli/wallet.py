@@ -1,12 +1,14 @@
 """`farebox wallet`: open wallets, put money in, and see where it went."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
+import orjson
 
 from gateway.cli.command import FareboxGroup
-from gateway.cli.context import Refused, away, run
-from gateway.cli.output import amounts, print_json, print_line, print_table
+from gateway.cli.context import OutcomeUnknown, Refused, away, run
+from gateway.cli.output import amounts, moment, print_facts, print_json, print_line, print_table, text_id
 from gateway.cli.parameters import (
     actor_option,
     amount_not_negative,
@@ -250,9 +252,8 @@ def _post(
         except wallets.BalanceOutOfRange:
             raise Refused("balance_out_of_range", "the balance would be more than the ledger can hold") from None
         except LedgerAway as error:
-            code, line = away(error)
-            hint = f"to find out and to try again, repeat this with --posting-id {posting_id}"
-            raise PostingUnknown(f"{line}\nit may have been posted: {hint}", code) from error
+            hint = f"to find out, repeat the command with --posting-id {posting_id}"
+            raise OutcomeUnknown(f"{away(error)[1]}\nit may have been posted: {hint}") from error
         if outcome is Outcome.ALREADY_POSTED:
             await _check_same_posting(database, kind, wallet_id, posting_id, amount_nanos)
         return outcome, balance
@@ -269,3 +270,98 @@ def _post(
         print_line(f"already posted; the balance is {format_nanos(balance)}")
     else:
         print_line(f"posted {format_nanos(amount_nanos)}; the balance is {format_nanos(balance)}")
+
+
+async def _check_same_posting(
+    database: Database, kind: str, wallet_id: str, posting_id: str, amount_nanos: int
+) -> None:
+    """Raises Refused where the id stands for something else: that is no retry."""
+    row = await wallets.posting(database, wallet_id, posting_id)
+    assert row is not None, "an id that is already posted has its entry"
+    if (row["kind"], row["amount_nanos"]) != (kind, amount_nanos):
+        raise Refused(
+            "posting_differs",
+            f"posting {posting_id} was a {row['kind']} of {format_nanos(row['amount_nanos'])}: nothing was done now",
+        )
+
+
+def _set_status(settings: Settings, wallet_id: str, status: str, as_json: bool) -> None:
+    async def work(database: Database) -> Row:
+        if not await wallets.set_status(database, wallet_id, status):
+            raise _unknown(wallet_id)
+        return await _get(database, wallet_id)
+
+    _print_wallet(run(settings, work), as_json)
+
+
+def _print_wallet(row: Row, as_json: bool) -> None:
+    document = _wallet_document(row)
+    if as_json:
+        print_json(document)
+        return
+    names = ("name", "status", "balance", "held", "available", "floor")
+    print_facts({"wallet": row["wallet_id"], **{name: document[name] for name in names}, "opened": row["created_at"]})
+
+
+def _print_entries(rows: Sequence[Row], *, title: str | None = None) -> None:
+    print_table(
+        ("seq>", "at", "kind", "amount>", "balance after>", "with", "hold or posting", "actor", "reason"),
+        (
+            (
+                row["seq"],
+                row["created_at"],
+                row["kind"],
+                format_nanos(row["amount_nanos"]),
+                format_nanos(row["balance_after_nanos"]),
+                row["contra"],
+                row["hold_id"] or row["posting_id"],
+                row["actor"],
+                row["reason"],
+            )
+            for row in rows
+        ),
+        title=title,
+    )
+
+
+def _wallet_document(row: Row) -> dict[str, Any]:
+    free = row["balance_nanos"] - row["held_nanos"] + row["floor_nanos"]
+    return {
+        "wallet_id": str(row["wallet_id"]),
+        "name": row["name"],
+        "status": row["status"],
+        **amounts(balance=row["balance_nanos"], held=row["held_nanos"], available=free, floor=row["floor_nanos"]),
+        "entry_seq": row["entry_seq"],
+        "created_at": moment(row["created_at"]),
+    }
+
+
+def _entry_document(row: Row) -> dict[str, Any]:
+    return {
+        "seq": row["seq"],
+        "kind": row["kind"],
+        "contra": row["contra"],
+        **amounts(amount=row["amount_nanos"], balance_after=row["balance_after_nanos"]),
+        "hold_id": text_id(row["hold_id"]),
+        "posting_id": text_id(row["posting_id"]),
+        "actor": row["actor"],
+        "reason": row["reason"],
+        "created_at": moment(row["created_at"]),
+    }
+
+
+def _call_document(row: Row) -> dict[str, Any]:
+    return {
+        "hold_id": str(row["hold_id"]),
+        "late": row["late"],
+        "resolution": row["resolution"],
+        "basis": row["basis"],
+        "reason": row["reason"],
+        "endpoint": row["endpoint"],
+        "upstream": row["upstream"],
+        "price_id": row["price_id"],
+        "usage": orjson.loads(row["usage"]) if row["usage"] is not None else None,
+        **amounts(cost=row["cost_nanos"], charged=row["charged_nanos"], shortfall=row["shortfall_nanos"]),
+        "entry_seq": row["entry_seq"],
+        "created_at": moment(row["created_at"]),
+    }

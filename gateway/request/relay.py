@@ -72,7 +72,7 @@ class Relay:
         self._watch = watch
         self._metrics = metrics
         self._reply_buffer_bytes_max = reply_buffer_bytes_max
-        self._targets: dict[tuple[str, str], tuple[URL, str | None]] = {}
+        self._targets: dict[tuple[str, str], _Target] = {}
 
     async def run(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Relay one call. Raises nothing that the upstream or the client may cause."""
@@ -126,26 +126,29 @@ class Relay:
             else None,
             cap_member=upstream.cap_member,
         )
-        url, authorization = self._target(route, path)
+        target = self._target(route, path)
+        sent_headers = _request_headers(headers, target.authorization, hold)
         self._metrics.upstream_calls.labels(name).inc()
         began = monotonic_seconds()
         call.asked_at_seconds = call.asked_at_seconds or began
+        call.await_first_byte(upstream.first_byte_seconds)
         try:
-            async with asyncio.timeout(upstream.first_byte_seconds) as call.first_byte:
-                response = await self._session.post(
-                    url, data=body, headers=_request_headers(headers, authorization, hold), allow_redirects=False
-                )
+            response = await self._session.post(
+                target.url, data=body, headers=sent_headers, allow_redirects=False, timeout=target.timeout
+            )
+        except asyncio.CancelledError:
+            if not call.took_too_long():
+                raise
+            return None, self._failed(name, "first_byte_timeout", UpstreamTimedOut()), False
         except aiohttp.ClientConnectorError:
             return None, self._failed(name, "connect", UpstreamUnreachable()), True
         except aiohttp.ConnectionTimeoutError:
             return None, self._failed(name, "connect_timeout", UpstreamUnreachable()), True
-        except TimeoutError:
-            return None, self._failed(name, "first_byte_timeout", UpstreamTimedOut()), False
         except (aiohttp.ClientError, OSError):
             # The request was written and the connection lost: the upstream may or may not have worked.
             return None, self._failed(name, "reset", UpstreamUnreachable()), True
         finally:
-            call.first_byte = None
+            call.first_byte_by_seconds = 0.0
         self._metrics.upstream_first_byte.labels(name).observe(monotonic_seconds() - began)
         if points.armed:
             points.reach("relay.connected")
@@ -161,13 +164,16 @@ class Relay:
         self._metrics.upstream_errors.labels(upstream, kind).inc()
         return failure
 
-    def _target(self, route: Route, path: str) -> tuple[URL, str | None]:
+    def _target(self, route: Route, path: str) -> "_Target":
         key = (route.upstream.name, path)
         target = self._targets.get(key)
         if target is None:
             api_key = route.upstream.api_key
-            authorization = None if api_key is None else f"Bearer {api_key.get_secret_value()}"
-            target = self._targets[key] = (URL(route.upstream.base_url + path), authorization)
+            target = self._targets[key] = _Target(
+                URL(route.upstream.base_url + path),
+                None if api_key is None else f"Bearer {api_key.get_secret_value()}",
+                aiohttp.ClientTimeout(total=None, sock_connect=route.upstream.connect_seconds),
+            )
         return target
 
     async def _receive(
@@ -342,6 +348,15 @@ class Relay:
                 call.writing_since_seconds = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is the same for every call to one path of one upstream."""
+
+    url: URL
+    authorization: str | None
+    timeout: aiohttp.ClientTimeout
+
+
 class _CutOff:
     """Notices a stream that runs far past its cap. An estimate is no count: only a multiple of the cap is proof."""
 
@@ -365,10 +380,13 @@ class _CutOff:
 def _request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> CIMultiDict[str]:
     """The client's headers, without what is hop-by-hop, secret or ours."""
     sent: CIMultiDict[str] = CIMultiDict()
-    named = headers.get("Connection", "").lower()
+    dropped = _NOT_SENT
+    connection = headers.get("Connection")
+    if connection is not None and "," in connection:
+        dropped |= {name.strip().lower() for name in connection.split(",")}  # hop-by-hop by the client's word
     for name, value in headers.items():
         lower = name.lower()
-        if lower not in _NOT_SENT and not lower.startswith("x-farebox-") and not (named and lower in named):
+        if lower not in dropped and not lower.startswith("x-farebox-"):
             sent.add(name, value)
     # Usage is read from the bytes that are relayed, so they must come plain.
     sent["Accept-Encoding"] = "identity"

@@ -41,7 +41,7 @@ class Settler:
         """Return once `charge` is durable. A caller that is cancelled does not stop it."""
         operation = Operation(hold.wallet_id, hold.hold_id, document(offer, hold, charge, upstream))
         try:
-            answer = None if self._lane.away else await asyncio.shield(self._lane.submit(operation))
+            answer = None if self._lane.away else await self._lane.submit(operation)
         except LedgerAway:
             answer = None
         except LaneFull:
@@ -52,20 +52,14 @@ class Settler:
             _log.critical("a settle was refused", exc_info=error, extra={"fields": {"hold": hold.hold_id}})
             answer = None
         except asyncio.CancelledError:
-            spawn(self._finish(operation), name="settle after cancel")
+            # Asked again with the same id, by a task that nobody cancels: whichever comes first is the one that counts.
+            spawn(self.settle(offer, hold, charge, upstream), name="settle after cancel")
             raise
         if answer is None:
             await self._write_down(operation)
             return Receipt(charge.cost_nanos, None)
         self._count(offer, hold, charge, answer)
         return Receipt(charge.cost_nanos, answer.balance_nanos)
-
-    async def _finish(self, operation: Operation) -> None:
-        """See a settle through whose caller was cancelled."""
-        try:
-            await operation.answer
-        except (LedgerAway, OperationRefused):
-            await self._write_down(operation)
 
     async def _write_down(self, operation: Operation) -> None:
         """Journal the operation; if even that fails, stay with the ledger until it answers."""
@@ -97,7 +91,7 @@ class Settler:
         if charge.cost_nanos > hold.granted_nanos:
             metrics.over_ceiling.labels(model).inc()
         if charge.basis == "estimated":
-            metrics.estimates.labels(charge.reason).inc()
+            metrics.estimates.labels(charge.reason or "none").inc()
 
     async def timed(self, offer: Offer, hold: Hold, charge: Charge, upstream: str | None) -> Receipt:
         """`settle`, measured."""

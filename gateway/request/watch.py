@@ -33,9 +33,9 @@ class Call:
     """What the watch knows of one call in flight."""
 
     __slots__ = (
-        "asked_at_seconds", "client", "drain_seconds", "ends_at_seconds", "first_byte", "idle_seconds",
-        "is_client_gone", "is_over", "is_stopped", "moved_at_seconds", "output_tokens_estimate", "renew", "response",
-        "writing_since_seconds",
+        "asked_at_seconds", "client", "drain_seconds", "ends_at_seconds", "first_byte_by_seconds", "idle_seconds",
+        "is_client_gone", "is_late", "is_over", "is_stopped", "moved_at_seconds", "output_tokens_estimate", "renew",
+        "response", "task", "writing_since_seconds",
     )  # fmt: skip
 
     def __init__(self, client: Client, *, drain_seconds: float) -> None:
@@ -46,13 +46,24 @@ class Call:
         self.idle_seconds = 0.0
         self.ends_at_seconds = 0.0
         self.writing_since_seconds = 0.0
-        self.first_byte: asyncio.Timeout | None = None
+        self.first_byte_by_seconds = 0.0
+        self.task: asyncio.Task[object] | None = None
+        self.is_late = False
         self.response: _Closable | None = None
         self.renew: Callable[[float], None] | None = None
         self.output_tokens_estimate: Callable[[], int] = int
         self.is_client_gone = False
         self.is_over = False
         self.is_stopped = False
+
+    def await_first_byte(self, seconds: float) -> None:
+        """The running task waits for an upstream's headers, for so long at most."""
+        self.first_byte_by_seconds = monotonic_seconds() + seconds
+        self.task = asyncio.current_task()
+
+    def took_too_long(self) -> bool:
+        """Whether a cancellation came from here, and from nowhere else; it is then taken back."""
+        return self.is_late and self.task is not None and self.task.uncancel() == 0
 
     def touch(self) -> None:
         """The upstream sent something."""
@@ -79,11 +90,10 @@ class Call:
         """Called by the watch a few times a second."""
         if not self.is_client_gone and self.client.gone():
             self.client_left()
-        if self.first_byte is not None and self.is_client_gone and not self.first_byte.expired():
-            when = self.first_byte.when()
-            left = asyncio.get_running_loop().time() + self.ends_at_seconds - now
-            if when is not None and left < when:
-                self.first_byte.reschedule(left)
+        if self.first_byte_by_seconds:
+            by = self.first_byte_by_seconds
+            if now > (min(by, self.ends_at_seconds) if self.is_client_gone else by):
+                self._give_up_waiting()
         if self.writing_since_seconds and self.idle_seconds and now - self.writing_since_seconds > self.idle_seconds:
             # A client that takes nothing keeps money held: it counts as gone.
             self.client.abort()
@@ -95,10 +105,16 @@ class Call:
 
     def _end(self) -> None:
         self.is_over = True
-        if self.first_byte is not None and not self.first_byte.expired():
-            self.first_byte.reschedule(0)
+        if self.first_byte_by_seconds:
+            self._give_up_waiting()
         if self.response is not None:
             self.response.close()
+
+    def _give_up_waiting(self) -> None:
+        self.first_byte_by_seconds = 0.0
+        self.is_late = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Watch:

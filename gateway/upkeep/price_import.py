@@ -44,7 +44,10 @@ async def import_prices(
     over_set_prices: bool = False,
     dry_run: bool = False,
 ) -> ImportResult:
-    """Import the catalogue, with the overlay of the settings unless another is given. Raises InvalidPrice, LedgerAway."""
+    """Import the catalogue; the overlay is that of the settings unless another is given.
+
+    Raises InvalidPrice, LedgerAway.
+    """
     at = datetime.fromtimestamp(unix_seconds(), UTC)
     catalogue = read_catalogue(providers=providers, overlay=overlay or settings.catalogue_overlay, at=at)
     in_force = {price.model: price for price in await prices.current(database)}

@@ -18,7 +18,9 @@ BEGIN
         CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
         EXECUTE format(
             'CREATE TABLE %I PARTITION OF usage_events FOR VALUES FROM (%L) TO (%L)',
-            v_name, uuid_floor(v_month AT TIME ZONE 'UTC'), uuid_floor((v_month + interval '1 month') AT TIME ZONE 'UTC')
+            v_name,
+            uuid_floor(v_month AT TIME ZONE 'UTC'),
+            uuid_floor((v_month + interval '1 month') AT TIME ZONE 'UTC')
         );
         v_made := v_made + 1;
     END LOOP;

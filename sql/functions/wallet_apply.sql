@@ -162,7 +162,9 @@ BEGIN
 
         ELSIF o.resolution IS NOT NULL THEN
             v_outcome := CASE o.resolution
-                WHEN 'settled' THEN 'already_settled'::wallet_outcome WHEN 'voided' THEN 'already_voided' ELSE 'already_expired'
+                WHEN 'settled' THEN 'already_settled'::wallet_outcome
+                WHEN 'voided' THEN 'already_voided'
+                ELSE 'already_expired'
             END;
             IF o.op = 'settle' AND o.resolution = 'expired' THEN
                 v_outcome := 'already_settled';

@@ -24,7 +24,7 @@ BEGIN
     );
 EXCEPTION
     -- IF NOT EXISTS does not see what another migrator has not committed yet; it has by now.
-    WHEN unique_violation OR duplicate_table THEN NULL;
+    WHEN unique_violation OR duplicate_table OR duplicate_object THEN NULL;
 END
 $$;
 

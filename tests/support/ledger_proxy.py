@@ -53,6 +53,7 @@ class LedgerProxy:
     async def close(self) -> None:
         assert self._server is not None
         self._server.close()
+        self._running.set()
         self.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

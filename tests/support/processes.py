@@ -176,7 +176,11 @@ class Gateways:
 
     async def serve(self, dsn: str | None, upstream_base_url: str, **settings: str) -> GatewayProcess:
         """A gateway that is ready. Without a DSN it brings its own PostgreSQL."""
-        environment = {"FAREBOX_UPSTREAM_BASE_URL": upstream_base_url, "FAREBOX_UPSTREAM_API_KEY": "sk-test", **settings}
+        environment = {
+            "FAREBOX_UPSTREAM_BASE_URL": upstream_base_url,
+            "FAREBOX_UPSTREAM_API_KEY": "sk-test",
+            **settings,
+        }
         if dsn is not None:
             environment["FAREBOX_DATABASE_URL"] = dsn
         gateway = self.start("serve", environment)
