@@ -39,6 +39,7 @@ from gateway.web.server import Listener
 _log = logging.getLogger("farebox.app")
 _STUCK_SECONDS = 5.0
 _LAG_PROBE_SECONDS = 0.5
+_SETTLED_POLL_SECONDS = 0.01
 
 
 class _LaneMetrics:
@@ -76,7 +77,11 @@ class App:
         self.gateway.stopping = True
         await self.watch.emptied(within_seconds=self.settings.stop_seconds * 0.7)
         self.watch.stop_all()
-        await self.watch.emptied(within_seconds=self.settings.stop_seconds * 0.2)
+        # What the ledger does not take at once goes to the journal, so that every client still gets an end.
+        self.lane.hurry()
+        deadline = monotonic_seconds() + self.settings.stop_seconds * 0.2
+        while self.gateway.unsettled and monotonic_seconds() < deadline:  # noqa: ASYNC110 - once in a process
+            await asyncio.sleep(_SETTLED_POLL_SECONDS)
 
 
 @asynccontextmanager
@@ -149,7 +154,9 @@ def _wire(
         metrics=metrics,
         min_output_tokens=settings.min_output_tokens,
         drain_seconds=settings.drain_seconds,
+        calls_in_flight_max=settings.calls_in_flight_max,
     )
+    metrics.unsettled.set_function(lambda: gateway.unsettled)
 
     def put(shelf: Shelf) -> None:
         app.shelf = shelf
@@ -174,6 +181,8 @@ async def _start(app: App, dsn: str, stack: contextlib.AsyncExitStack) -> None:
     """Start every task and open both ports; the stack undoes it in reverse order."""
     settings = app.settings
     lane_task = spawn(app.lane.run(), name="lane")
+    # Once the lane has answered, or given up, every settle; before the journal is closed.
+    stack.push_async_callback(app.gateway.settler.finished)
 
     async def close_lane() -> None:
         app.lane.close()

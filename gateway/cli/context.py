@@ -72,7 +72,8 @@ def database_server(settings: Settings) -> Iterator[str]:
         try:
             yield dsn
         finally:
-            server.stop()
+            with _signals_ignored():
+                server.stop()
 
 
 @contextmanager
@@ -89,7 +90,23 @@ def _sigterm_unwinds() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Unless somebody else has taken the signal meanwhile, for good.
+        if signal.getsignal(signal.SIGTERM) is unwind:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """A second Ctrl-C does not stop a stop half-way: it is bounded as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def ensure_migrated(dsn: str, *, is_embedded: bool) -> None:

@@ -4,30 +4,22 @@ import asyncio
 import contextlib
 import gc
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import NoReturn
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import click
 
 from gateway.app import App, running
-from gateway.db.embedded import EmbeddedPostgres, EmbeddedPostgresFailed
+from gateway.cli.context import Misconfigured, database_server
 from gateway.db.journal import JournalUnwritable
-from gateway.db.migrate import UnsuitableServer, migrate
-from gateway.db.pool import Database, LedgerAway
+from gateway.db.migrate import migrate
+from gateway.db.pool import Database
 from gateway.db.prices import current
 from gateway.logs import configure
-from gateway.settings import InvalidSettings, Settings, UpstreamSettings
+from gateway.settings import Settings, UpstreamSettings
 from gateway.upkeep.price_import import import_prices
 
-EXIT_USAGE = 2
-EXIT_AWAY = 3
-
-
-class CannotStart(Exception):
-    """The gateway cannot start; each line says one thing to change."""
-
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Announce = Callable[[App], Awaitable[None]]
 Upstreams = Callable[[], AbstractAsyncContextManager[tuple[UpstreamSettings, ...]]]
@@ -38,7 +30,7 @@ Upstreams = Callable[[], AbstractAsyncContextManager[tuple[UpstreamSettings, ...
 def serve(settings: Settings) -> None:
     """Serve the gateway until SIGTERM or Ctrl-C; calls in flight are given time to end."""
     if not settings.upstream:
-        fail(
+        raise Misconfigured(
             "no upstream is configured: set FAREBOX_UPSTREAM_BASE_URL and FAREBOX_UPSTREAM_API_KEY, "
             "or list [[upstream]] in a TOML file (`farebox demo` brings its own)"
         )
@@ -50,37 +42,31 @@ def serve(settings: Settings) -> None:
 
 
 def run_gateway(settings: Settings, upstreams: Upstreams, announce: Announce) -> None:
-    """Everything from the database to the last reply. Exits 2 for what the operator must change, 3 if it is away."""
+    """Everything from the database to the last reply. Raises Misconfigured, EmbeddedPostgresFailed, UnsuitableServer,
+    LedgerAway."""
     configure(settings.log_level)
-    try:
-        with database_server(settings) as dsn:
-            run_loop(_serve(settings, dsn, upstreams, announce))
-    except (EmbeddedPostgresFailed, UnsuitableServer, InvalidSettings, CannotStart, JournalUnwritable) as error:
-        fail(str(error))
-    except LedgerAway as error:
-        fail(f"the database cannot be reached ({error}): check FAREBOX_DATABASE_URL", EXIT_AWAY)
+    with database_server(settings) as dsn:
+        run_loop(_until_signalled(settings, dsn, upstreams, announce))
 
 
-@contextmanager
-def database_server(settings: Settings) -> Iterator[str]:
-    """The DSN of the configured database, or of the embedded one, which runs while the context lasts."""
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-        return
-    server = EmbeddedPostgres(settings.directory() / "postgres")
-    dsn = server.start()
-    try:
-        yield dsn
-    finally:
-        server.stop()
-
-
-async def _serve(settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce) -> None:
+async def _until_signalled(settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce) -> None:
     # Signals are taken before the slow parts of a start, so that Ctrl-C never leaves something behind.
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    try:
+        await _serve(settings, dsn, upstreams, announce, stopped)
+    finally:
+        # The loop would give them back to Python, which ends at once: another signal changes nothing any more.
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def _serve(
+    settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce, stopped: asyncio.Event
+) -> None:
     await migrate(dsn)
     await prepare(settings, dsn)
     try:
@@ -89,8 +75,10 @@ async def _serve(settings: Settings, dsn: str, upstreams: Upstreams, announce: A
             await announce(app)
             await stopped.wait()
             click.echo("farebox is stopping: calls in flight may end", err=True)
+    except JournalUnwritable as error:
+        raise Misconfigured(str(error)) from error
     except OSError as error:
-        raise CannotStart(
+        raise Misconfigured(
             f"cannot listen on {settings.host}:{settings.port} or {settings.ops_host}:{settings.ops_port}: "
             f"{error.strerror or error}"
         ) from error
@@ -125,10 +113,3 @@ def run_loop(work: Awaitable[None]) -> None:
         uvloop.run(main())
         return
     asyncio.run(main())
-
-
-def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    """Say what is wrong, one line each, and exit."""
-    for line in message.splitlines():
-        click.echo(f"farebox: {line}", err=True)
-    sys.exit(code)

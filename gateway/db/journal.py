@@ -37,8 +37,11 @@ class Journal:
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path = self._directory / f"{name}.journal"
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            # Locked before it has the name by which others find files to take over.
+            fresh = self._path.with_suffix(".new")
+            self._file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fresh.rename(self._path)
             _sync_directory(self._directory)
         except OSError as error:
             raise JournalUnwritable(f"{self._directory}: {error.strerror}") from error
@@ -104,15 +107,7 @@ class Journal:
         held: list[tuple[int, Path]] = []
         try:
             for path in sorted(self._directory.glob("*.journal")):
-                if path == self._path:
-                    continue
-                with contextlib.suppress(OSError):
-                    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except OSError:
-                        os.close(file)
-                        continue
+                if path != self._path and (file := _lock(path)) is not None:
                     held.append((file, path))
             yield [path for _, path in held]
         finally:
@@ -147,6 +142,22 @@ class Journal:
 def read_file(path: Path) -> tuple[list[Record], int]:
     """The whole records of one journal file, and how many lines are damaged."""
     return decode(path.read_bytes())
+
+
+def _lock(path: Path) -> int | None:
+    """The file, open and locked; None where its process lives, or another one has dealt with it."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):
+            return file
+    except OSError:
+        pass
+    os.close(file)
+    return None
 
 
 def _sync_directory(directory: Path) -> None:

@@ -20,6 +20,7 @@ from gateway.db.queries import queries
 
 _RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _RETRIED_STATES = ("40001", "40P01")
+_HURRY_SECONDS = 0.25
 
 
 class Outcome(StrEnum):
@@ -149,6 +150,10 @@ class Lane:
             since.append(self.away_since_seconds)
         return max(0.0, self._loop.time() - min(since)) if since else 0.0
 
+    def hurry(self) -> None:
+        """The process is stopping: from now on nobody waits long for a ledger that is away."""
+        self._wait_seconds = min(self._wait_seconds, _HURRY_SECONDS)
+
     def close(self) -> None:
         """Let `run()` end once what is queued has been answered, or cannot be."""
         self._closing = True
@@ -173,6 +178,7 @@ class Lane:
         for operation in self._queue:
             self._fail(operation, LedgerAway("the lane is closed"))
         self._queue.clear()
+        self._queue_operations_max = 0  # who comes now is told at once
         if self._connection is not None:
             self._connection.terminate()
 

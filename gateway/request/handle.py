@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from gateway import points
 from gateway.core.money import format_nanos
 from gateway.endpoints.endpoint import Endpoint
-from gateway.errors import Failure, Stopping, UpstreamUnreachable, UpstreamUnusable
+from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator
@@ -64,13 +64,17 @@ class Gateway:
     metrics: Metrics
     min_output_tokens: int
     drain_seconds: float
+    calls_in_flight_max: int
     stopping: bool = False
+    unsettled: int = 0  # calls that hold money
 
 
 async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbound, client: Client) -> Finish:
     """Serve one call. Raises Failure for what is refused before the upstream is asked."""
     if gateway.stopping:
         raise Stopping
+    if len(gateway.watch) >= gateway.calls_in_flight_max:
+        raise Overloaded
     principal = await gateway.authenticator.authenticate(inbound.headers, inbound.peer)
     if points.armed:
         points.reach("authenticate.done")
@@ -82,11 +86,11 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     hold = await gateway.holds.place(principal, offer)
     if points.armed:
         points.reach("hold.placed")
-    gateway.metrics.unsettled.inc()
+    gateway.unsettled += 1
     try:
         return await _held(gateway, path, inbound, client, offer, hold)
     finally:
-        gateway.metrics.unsettled.dec()
+        gateway.unsettled -= 1
 
 
 async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, offer: Offer, hold: Hold) -> Finish:

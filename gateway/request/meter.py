@@ -70,8 +70,8 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
         except (InvalidUsage, Unpriced, CostOutOfRange):
             return _without_usage(offer, hold, seen, "usage_invalid")
     if seen.ending is not Ending.COMPLETED:
-        # An upstream that broke, or a gateway that failed, before any output has sold nothing.
-        if seen.ending in (Ending.BROKE, Ending.CRASHED) and not seen.output_seen:
+        # An upstream that broke, or a gateway that stopped or failed, before any output has sold nothing.
+        if seen.ending is not Ending.CLIENT_GONE and not seen.output_seen:
             return void(seen.ending.value)
         return estimate(offer, hold, seen.output_tokens_estimate, seen.ending.value)
     return _without_usage(offer, hold, seen, "usage_missing")

@@ -78,9 +78,10 @@ class Relay:
         """Relay one call. Raises nothing that the upstream or the client may cause."""
         response, route, failure = await self._ask(path, headers, offer, hold, call)
         if response is None:
-            ending = Ending.STOPPED if call.is_stopped else Ending.REFUSED
-            if call.is_client_gone:
-                ending = Ending.CLIENT_GONE
+            ending = Ending.REFUSED
+            if call.is_late and (call.is_stopped or call.is_client_gone):
+                # We gave up on an upstream that may well be working.
+                ending = Ending.STOPPED if call.is_stopped else Ending.CLIENT_GONE
             seen = Seen(ending, None, 0, False, route.upstream.missing_usage)
             return Relayed(seen, upstream=route.upstream.name, failure=failure)
         if points.armed:
@@ -88,8 +89,10 @@ class Relay:
         try:
             return await self._receive(response, route, offer, hold, call)
         finally:
-            # Released if it was read to its end, closed otherwise: either way the connection is not leaked.
-            response.close() if response.content.exception() or not response.content.at_eof() else response.release()
+            if response.content.at_eof() and response.content.exception() is None:
+                response.release()
+            else:
+                response.close()
 
     async def _ask(
         self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call
@@ -254,17 +257,17 @@ class Relay:
             seen = Seen(ending, usage, estimate, True, relayed.seen.missing_usage)
         else:
             relayed.rest = b"".join(chunks)
-            reply = offer.endpoint.read_reply(relayed.rest)
-            if reply.failed and ending is Ending.COMPLETED:
-                ending = Ending.BROKE
-            estimate = reply.output_tokens_estimate
-            if ending is not Ending.COMPLETED and not reply.failed:
+            if ending is Ending.COMPLETED:
+                reply = offer.endpoint.read_reply(relayed.rest)
+                estimate = reply.output_tokens_estimate
+                if reply.failed or not relayed.rest.lstrip().startswith(b"{"):
+                    # An error, or no reply of a model at all, such as a proxy's page.
+                    ending = Ending.BROKE
+                seen = Seen(ending, reply.usage, estimate, estimate > 0, relayed.seen.missing_usage)
+            else:
                 # Half a JSON body is no reply: the client is told so, and pays nothing for it.
                 relayed.failure, relayed.rest = UpstreamUnusable(), b""
-                reply_usage, estimate = None, 0
-            else:
-                reply_usage = reply.usage
-            seen = Seen(ending, reply_usage, estimate, estimate > 0, relayed.seen.missing_usage)
+                seen = Seen(ending, None, 0, False, relayed.seen.missing_usage)
         relayed.seen = seen
         if call.is_client_gone and ending is Ending.COMPLETED:
             relayed.seen = Seen(Ending.CLIENT_GONE, seen.usage, seen.output_tokens_estimate, True, seen.missing_usage)
@@ -309,8 +312,9 @@ class Relay:
                 ending = self._broken(call, relayed)
         rest = reader.finish()
         if ending is Ending.COMPLETED:
-            ending = Ending.BROKE if reader.failed else ending
             # An end without [DONE] is an end, if anything came: some upstreams send none.
+            if reader.failed or not (reader.ended or reader.usage is not None or reader.output_seen):
+                ending = Ending.BROKE
             if call.is_client_gone:
                 ending = Ending.CLIENT_GONE
         relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -18,6 +20,7 @@ from gateway.request.meter import Charge
 from gateway.tasks import spawn
 
 _log = logging.getLogger("farebox.settle")
+_FINISH_SECONDS_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Settler:
         self._journal = journal
         self._metrics = metrics
         self._outcomes = {outcome: metrics.settles.labels(outcome) for outcome in Outcome}
+        self._unfinished: set[asyncio.Task[object]] = set()
 
     async def settle(self, offer: Offer, hold: Hold, charge: Charge, upstream: str | None) -> Receipt:
         """Return once `charge` is durable. A caller that is cancelled does not stop it."""
@@ -53,10 +57,10 @@ class Settler:
             answer = None
         except asyncio.CancelledError:
             # Asked again with the same id, by a task that nobody cancels: whichever comes first is the one that counts.
-            spawn(self.settle(offer, hold, charge, upstream), name="settle after cancel")
+            self._see_through(self.settle(offer, hold, charge, upstream))
             raise
         if answer is None:
-            await self._write_down(operation)
+            await asyncio.shield(self._see_through(self._write_down(operation)))
             return Receipt(charge.cost_nanos, None)
         self._count(offer, hold, charge, answer)
         return Receipt(charge.cost_nanos, answer.balance_nanos)
@@ -64,15 +68,25 @@ class Settler:
     async def _write_down(self, operation: Operation) -> None:
         """Journal the operation; if even that fails, stay with the ledger until it answers."""
         try:
-            await asyncio.shield(
-                self._journal.append(Record(operation.wallet_id, operation.hold_id, operation.document))
-            )
+            await self._journal.append(Record(operation.wallet_id, operation.hold_id, operation.document))
             self._outcomes_journaled()
         except JournalUnwritable:
             self._metrics.journal_failures.inc()
             _log.critical("the journal cannot be written", extra={"fields": {"hold": operation.hold_id}})
             again = Operation(operation.wallet_id, operation.hold_id, operation.document, patient=True)
-            await asyncio.shield(self._lane.submit(again))
+            await self._lane.submit(again)
+
+    def _see_through(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[object]":
+        """Run what must not end with its caller."""
+        task = spawn(work, name="settle")
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    async def finished(self) -> None:
+        """Wait, not for ever, until what was seen through is durable. For the end of the process."""
+        if self._unfinished:
+            await asyncio.wait(self._unfinished, timeout=_FINISH_SECONDS_MAX)
 
     def _outcomes_journaled(self) -> None:
         self._metrics.settles.labels("journaled").inc()

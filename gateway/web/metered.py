@@ -35,8 +35,10 @@ class Exchange:
         """Raises UnsupportedMediaType, BodyTooLarge, RequestTimedOut, MalformedRequest."""
         request = self._request
         content_type = self.headers.get("Content-Type", "")
-        if not content_type.lower().startswith("application/json"):
+        if content_type != "application/json" and content_type.partition(";")[0].strip().lower() != "application/json":
             raise UnsupportedMediaType
+        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType("Send the body as it is: a Content-Encoding is not taken.")
         length = request.content_length
         if length is not None and length > self._body_bytes_max:
             raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")

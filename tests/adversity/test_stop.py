@@ -78,7 +78,7 @@ async def test_streams_that_end_in_time_are_whole(at: Scene) -> None:
     await at.books.check(at.upstream.log, seen)
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM]])
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM, signal.SIGINT]])
 async def test_streams_that_do_not_end_are_cut_well_formed_and_settled(
     at: Scene, signals: list[signal.Signals]
 ) -> None:
@@ -132,30 +132,36 @@ async def test_a_stop_while_the_ledger_is_away_loses_no_charge() -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("signals", [1, 3])
-async def test_ctrl_c_leaves_no_postgres(upstream: FakeUpstream, signals: int) -> None:
+@pytest.mark.parametrize("impatient", [False, True])
+async def test_ctrl_c_leaves_no_postgres(upstream: FakeUpstream, impatient: bool) -> None:
     async with Gateways() as gateways:
         gateway = await gateways.serve(None, upstream.base_url)
         cluster = gateways.data_directory / "postgres" / "cluster"
         server = live_postmaster(cluster)
         assert server is not None
-        for _ in range(signals):
-            gateway.interrupt()
-            await asyncio.sleep(0.05)
-        assert await gateway.ended(10.0) == 0
+        gateway.interrupt()
+
+        async def ended() -> bool:
+            if impatient and gateway.process.poll() is None:
+                gateway.interrupt()
+                gateway.send(signal.SIGTERM)
+            return gateway.process.poll() is not None
+
+        await eventually(ended, within_seconds=10.0)
+        assert gateway.process.returncode == 0
         assert live_postmaster(cluster) is None
         assert not Path(f"/proc/{server.pid}").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_in_the_middle_of_a_start_leaves_no_postgres(
-    upstream: FakeUpstream, number: signal.Signals
-) -> None:
+async def test_a_signal_in_a_start_leaves_no_postgres(upstream: FakeUpstream, number: signal.Signals) -> None:
     async with Gateways() as gateways:
         environment = {"FAREBOX_UPSTREAM_BASE_URL": upstream.base_url}
         cluster = gateways.data_directory / "postgres" / "cluster"
         gateway = gateways.start("serve", environment)
         await eventually(lambda: cluster.exists() and live_postmaster(cluster) is not None)
         gateway.send(number)
-        await gateway.ended(10.0)
+        # Mostly it is still starting; a slow signal finds it serving, and is a stop like any other.
+        assert await gateway.ended(10.0) in {0, 130}
         assert live_postmaster(cluster) is None
+        assert "Traceback" not in gateway.errors

@@ -1,8 +1,7 @@
-"""Goal: promises 1 and 3 with more than one gateway. Method: two processes on one database, and a gated upstream, so that
-everything that can be held is held at the same time."""
+"""Goal: promises 1 and 3 with more than one gateway. Method: two processes on one database, and a gated upstream, so
+that everything that can be held is held at the same time."""
 
 import asyncio
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -68,19 +67,18 @@ async def test_200_calls_on_a_wallet_that_pays_for_50_are_50(two: Two) -> None:
     gate = Gate()
     two.upstream.default = Completion(output_tokens=100, gate=gate)
     async with Books(two.dsn, wallet_id, credit_nanos) as books:
-        calls = asyncio.gather(*(chats(two.session, two.base_urls, key, CALLS, max_completion_tokens=100),))
+        calls = asyncio.create_task(chats(two.session, two.base_urls, key, CALLS, max_completion_tokens=100))
         await two.upstream.received(PAID)
-        lowest = await eventually_decided(books, two)
-        assert lowest == each_nanos - 1
+        assert await free_when_all_is_decided(books, two) == each_nanos - 1
         gate.open()
-        (seen,) = await calls
+        seen = await calls
         assert Counter(sighting.status for sighting in seen) == {200: PAID, 402: CALLS - PAID}
         assert {sighting.error_code for sighting in seen if sighting.status == 402} == {"insufficient_funds"}
         assert len(two.upstream.log) == PAID
         await books.check(two.upstream.log, seen)
 
 
-async def eventually_decided(books: Books, two: Two) -> int:
+async def free_when_all_is_decided(books: Books, two: Two) -> int:
     """Wait until every call was granted or refused; what is then free to use, in nanos."""
 
     async def all_decided() -> bool:
@@ -114,18 +112,17 @@ async def test_a_revoked_key_is_refused_by_both_within_a_second(two: Two) -> Non
 async def test_one_sweeps_what_the_other_left_and_nothing_that_is_alive(durable: ScratchPostgres) -> None:
     settings = {"FAREBOX_HOLD_VALID_SECONDS": "2", "FAREBOX_SWEEP_SECONDS": "0.25"}
     async with two_gateways(durable, **settings) as two:
-        killed, survivor = two.gateways
+        killed, _ = two.gateways
         wallet_id, key = await open_wallet(two.dsn, "1")
         gate = Gate()
         two.upstream.default = Completion(output_tokens=20, gate=gate, gate_at_event=10)
         async with Books(two.dsn, wallet_id, 10**9) as books:
-            calls = asyncio.gather(*(chats(two.session, two.base_urls, key, 10, stream=True),))
+            calls = asyncio.create_task(chats(two.session, two.base_urls, key, 10, stream=True))
             await two.upstream.received(10)
             for served in two.upstream.log:
                 await served.sent_events(10)
             await asyncio.sleep(1.5)  # past half of the validity: what has been relayed is checkpointed
-            killed.send(signal.SIGKILL)
-            assert await killed.ended() == -signal.SIGKILL
+            await killed.kill()
 
             async def only_the_living_hold() -> bool:
                 return await books.open_holds() == 5
@@ -138,6 +135,6 @@ async def test_one_sweeps_what_the_other_left_and_nothing_that_is_alive(durable:
             # Nine words had been relayed: they are charged, with the prompt, though nobody had settled them.
             assert all(9 * 4 < event["charged_nanos"] < 20 * 4 + 100 for event in events)
             gate.open()
-            (seen,) = await calls
+            seen = await calls
             assert sum(sighting.whole for sighting in seen) == 5
             await books.check(two.upstream.log, seen)

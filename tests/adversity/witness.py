@@ -166,6 +166,8 @@ def compare(events: Sequence[dict[str, Any]], log: Iterable[Served], seen: Itera
         if sighting.whole:
             hold_id = sighting.hold_id or "?"
             charged = sum(event["charged_nanos"] for event in by_hold.get(hold_id, []))
-            if hold_id not in served or charged != owed_nanos(served[hold_id]):
+            if hold_id not in served:
+                found.append(f"{hold_id} was seen whole and never served")
+            elif charged != owed_nanos(served[hold_id]) and (served[hold_id].usage_objects or not charged):
                 found.append(f"{hold_id} was seen whole and charged {charged}")
     return found

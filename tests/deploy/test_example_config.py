@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def document() -> dict[str, Any]:
     return tomllib.loads(uncommented())
 
 
-def test_as_it_ships_it_changes_nothing(tmp_path: Path) -> None:
+def test_as_it_ships_it_changes_nothing() -> None:
     assert load({}, config=EXAMPLE) == Settings()
 
 
@@ -61,7 +62,7 @@ def test_each_value_shown_is_the_default(model: type[BaseModel], shown: dict[str
 
 def test_each_setting_is_explained_in_the_line_above_it() -> None:
     lines = EXAMPLE.read_text().splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if _SETTING.match(line) and not above.startswith("#["):
             assert re.match(r"# .+[.:)]$", above), f"{line}: no sentence above it, but {above!r}"
 

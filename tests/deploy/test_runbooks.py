@@ -7,7 +7,7 @@ import asyncpg
 import click
 import pytest
 
-from gateway.cli.main import main
+from gateway.cli.main import cli
 
 RUNBOOKS = Path(__file__).parents[2] / "deploy" / "runbooks"
 PAGES = sorted(RUNBOOKS.glob("*.md"))
@@ -36,8 +36,8 @@ def test_every_farebox_command_exists() -> None:
     spoken = re.findall(r"`farebox ([a-z][a-z ]*)", text) + re.findall(r"^ *farebox ([a-z][a-z ]*)", text, re.MULTILINE)
     assert spoken
     for words in spoken:
-        command: click.Command = main
-        context = click.Context(main)
+        command: click.Command = cli
+        context = click.Context(cli)
         for word in words.split():
             if not isinstance(command, click.Group):
                 break

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway.cli.main import main
+from gateway.cli.main import cli
 from gateway.db.embedded import END_SECONDS_MAX
 from gateway.settings import Settings
 
@@ -28,7 +28,7 @@ def test_only_the_gateway_is_told_to_stop(service: configparser.SectionProxy) ->
 
 
 def test_systemd_waits_longer_than_a_stop_takes(service: configparser.SectionProxy) -> None:
-    assert service.getint("TimeoutStopSec") > Settings().stop_seconds + END_SECONDS_MAX
+    assert int(service["TimeoutStopSec"]) > Settings().stop_seconds + END_SECONDS_MAX
 
 
 def test_bad_configuration_is_not_tried_again(service: configparser.SectionProxy) -> None:
@@ -39,4 +39,4 @@ def test_what_it_starts_exists(service: configparser.SectionProxy) -> None:
     program, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "farebox"
     assert arguments[0] == "--config"
-    assert main.get_command(click.Context(main), arguments[2]) is not None
+    assert cli.get_command(click.Context(cli), arguments[2]) is not None

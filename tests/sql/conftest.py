@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.ledger import Ledger, open_ledger
+from tests.support.ledger_operations import Ledger, open_ledger
 from tests.support.postgres import ScratchPostgres
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.clock import new_id
 from gateway.db.lanes import Outcome
-from tests.support.ledger import (
+from tests.support.ledger_operations import (
     ENDPOINT,
     KEY_ID,
     PRICE_ID,

@@ -10,7 +10,7 @@ import pytest
 from gateway.clock import new_id
 from gateway.db.lanes import Outcome
 from gateway.db.queries import queries
-from tests.support.ledger import MONEY_TABLES, Ledger, Op, checkpoint, expire, hold, settle, void
+from tests.support.ledger_operations import MONEY_TABLES, Ledger, Op, checkpoint, expire, hold, settle, void
 
 BATCH = 512  # what a lane sends at most
 

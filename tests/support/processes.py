@@ -28,7 +28,7 @@ from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.migrate import migrate
 from gateway.db.pool import Database
 from tests.support.gateway import make_wallet, price_models
-from tests.support.postgres import ScratchPostgres
+from tests.support.postgres import ScratchPostgres, memory_directory
 
 START_SECONDS_MAX = 60.0
 WAIT_SECONDS_MAX = 20.0
@@ -126,7 +126,7 @@ class Gateways:
     """
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="farebox-process-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="farebox-process-", dir=memory_directory()))
         # An account without rights must reach the embedded server's directory.
         self.directory.chmod(0o755)
         self.data_directory = self.directory / "data"

@@ -5,24 +5,32 @@ Each test gets a wallet of its own, an empty upstream log, and counters that beg
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from multidict import CIMultiDictProxy
 
 from gateway.metrics import Metrics
-from tests.support.behaviours import Completion
+from tests.support.behaviours import Behaviour, Completion
 from tests.support.call import WAIT_SECONDS_MAX
-from tests.support.gateway import Farebox, farebox, make_wallet
+from tests.support.gateway import MODEL, Farebox, farebox, make_wallet
 from tests.support.ledger_check import check_invariants
 from tests.support.postgres import ScratchPostgres
 from tests.support.upstream import FakeUpstream
 
 CREDIT_NANOS = 100 * 10**9
 ENDPOINT = "chat.completions"
+FORMS: Mapping[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
+both_forms = pytest.mark.parametrize("form", FORMS)
+# The default call: the fake counts 10 tokens in and 20 out, at 1 and 4 nanos.
+EXACT = 10 + 4 * 20
+# Its body in quarters.
+PROMPT_ESTIMATE = {"json": 20, "stream": 23}
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
@@ -34,7 +42,7 @@ class Shop:
     dsn: str
     before: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-    def chat(self, **members: object) -> Any:
+    def chat(self, **members: Any) -> Any:
         """A chat call by this test's wallet."""
         return self.farebox.chat(**members)
 
@@ -49,6 +57,31 @@ class Shop:
         events = await self.farebox.usage()
         assert len(events) == 1, f"one call has {len(events)} events"
         return events[0]
+
+    async def call(
+        self, form: str, behaviour: Behaviour, **members: object
+    ) -> tuple[int, CIMultiDictProxy[str], bytes]:
+        """One whole exchange: status, headers and body."""
+        self.upstream.next(behaviour)
+        async with self.chat(**FORMS[form], **members) as response:
+            return response.status, response.headers, await response.read()
+
+    async def resolved(self, charge: int, basis: str, reason: str | None, label: str) -> dict[str, Any]:
+        """The one call of this test was resolved so, once, and every book and counter says the same."""
+        event = await self.event()
+        assert (event["cost_nanos"], event["charged_nanos"], event["shortfall_nanos"]) == (charge, charge, 0)
+        assert (event["basis"], event["reason"]) == (basis, reason)
+        assert event["resolution"] == ("voided" if basis == "none" else "settled")
+        assert event["endpoint"] == ENDPOINT
+        wallet = await self.farebox.wallet()
+        assert (wallet["balance_nanos"], wallet["held_nanos"]) == (CREDIT_NANOS - charge, 0)
+        labels = {"endpoint": ENDPOINT, "model": MODEL, "outcome": label, "basis": basis}
+        assert self.count("farebox_calls_total", **labels) == 1
+        assert self.count("farebox_charged_nanos_total", model=MODEL) == charge
+        if basis == "estimated":
+            assert reason is not None
+            assert self.count("farebox_estimates_total", reason=reason) == 1
+        return event
 
     async def untouched(self) -> None:
         """Nothing was sent upstream, nothing held, nothing charged."""
@@ -68,8 +101,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def settled(running: Farebox) -> None:
     """Wait until no call of this gateway holds money."""
-    registry = running.app.metrics.registry
-    await until(lambda: registry.get_sample_value("farebox_unsettled_calls") == 0)
+    await until(lambda: running.app.gateway.unsettled == 0)
 
 
 async def client_noticed_gone(shop: Farebox) -> None:
@@ -86,11 +118,13 @@ def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], f
 
 
 @asynccontextmanager
-async def open_shop(scratch: ScratchPostgres, name: str, **settings: Any) -> AsyncIterator[Shop]:
-    """A gateway on a database of its own, for as many tests as like to share it."""
+async def open_shop(
+    scratch: ScratchPostgres, name: str, *, urls: Sequence[str] = (), **settings: Any
+) -> AsyncIterator[Shop]:
+    """A gateway on a database of its own, for as many tests as like to share it. `urls`: upstreams before the fake."""
     dsn = await scratch.clone(name)
     try:
-        async with FakeUpstream() as upstream, farebox(dsn, [upstream.base_url], **settings) as running:
+        async with FakeUpstream() as upstream, farebox(dsn, [*urls, upstream.base_url], **settings) as running:
             yield Shop(running, upstream, dsn, {})
     finally:
         await scratch.drop(name)

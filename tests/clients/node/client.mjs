@@ -1,0 +1,99 @@
+// The official Node SDK against BASE_URL with API_KEY: runs the scenarios named as arguments, in order, and prints one
+// line of JSON for each: {"scenario", "ok": what it saw} or {"scenario", "error": how the SDK failed}.
+
+import OpenAI from "openai";
+
+const { BASE_URL, API_KEY, MODEL } = process.env;
+const TIMEOUT_MS = 20_000;
+const client = new OpenAI({ baseURL: BASE_URL, apiKey: API_KEY, timeout: TIMEOUT_MS });
+const messages = [{ role: "user", content: "Say something." }];
+const ask = { model: MODEL, messages };
+const weather = { type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } };
+
+async function readAll(stream) {
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  return {
+    text: chunks.map((chunk) => chunk.choices[0]?.delta?.content ?? "").join(""),
+    finish_reason: chunks.findLast((chunk) => chunk.choices.length)?.choices[0].finish_reason,
+    usages: chunks.map((chunk) => chunk.usage).filter(Boolean),
+    without_choices: chunks.filter((chunk) => !chunk.choices.length).length,
+  };
+}
+
+const scenarios = {
+  async plain() {
+    const reply = await client.chat.completions.create(ask);
+    return { text: reply.choices[0].message.content, usage: reply.usage, request_id: reply._request_id };
+  },
+
+  async stream() {
+    return readAll(await client.chat.completions.create({ ...ask, stream: true }));
+  },
+
+  async stream_with_usage() {
+    const options = { stream: true, stream_options: { include_usage: true } };
+    return readAll(await client.chat.completions.create({ ...ask, ...options }));
+  },
+
+  async tools() {
+    const reply = await client.chat.completions.create({ ...ask, tools: [weather], tool_choice: "required" });
+    return { name: reply.choices[0].message.tool_calls[0].function.name };
+  },
+
+  async tools_stream() {
+    const stream = client.chat.completions.stream({ ...ask, tools: [weather], tool_choice: "required" });
+    const reply = await stream.finalChatCompletion();
+    return { name: reply.choices[0].message.tool_calls[0].function.name };
+  },
+
+  async with_response() {
+    const { data, response, request_id } = await client.chat.completions.create(ask).withResponse();
+    return { headers: Object.fromEntries(response.headers), request_id, text: data.choices[0].message.content };
+  },
+
+  async unknown_key() {
+    await new OpenAI({ baseURL: BASE_URL, apiKey: "fb-unknown" }).chat.completions.create(ask);
+  },
+
+  async unknown_model() {
+    await client.chat.completions.create({ ...ask, model: "no-such-model" });
+  },
+
+  async bad_request() {
+    await client.chat.completions.create({ ...ask, n: 0 });
+  },
+
+  async abort() {
+    const stream = await client.chat.completions.create({ ...ask, stream: true });
+    for await (const chunk of stream) {
+      stream.controller.abort();
+      return { first: chunk.choices[0].delta };
+    }
+  },
+
+  async models_list() {
+    return { ids: (await client.models.list()).data.map((model) => model.id) };
+  },
+
+  async models_retrieve() {
+    return await client.models.retrieve(MODEL);
+  },
+};
+
+function failure(error) {
+  const { status, code, type, headers, requestID: request_id } = error;
+  const { required, available } = error.error ?? {};
+  const should_retry = headers?.get?.("x-should-retry") ?? null;
+  return { class: error.constructor.name, status, code, type, request_id, should_retry, required, available };
+}
+
+for (const scenario of process.argv.slice(2)) {
+  let line;
+  try {
+    line = { scenario, ok: await scenarios[scenario]() };
+  } catch (error) {
+    line = { scenario, error: failure(error) };
+  }
+  console.log(JSON.stringify(line));
+}
