@@ -148,7 +148,7 @@ def _wire(
         authenticator=authenticator,
         shelf=lambda: app.shelf,
         holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
-        relay=Relay(session, watch, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
+        relay=Relay(session, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
         settler=Settler(lane, journal, metrics),
         watch=watch,
         metrics=metrics,

@@ -78,7 +78,7 @@ def _progress() -> Iterator[auditor.Progress]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=target, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("the database", total=None)
 
         def show(check: str, done: int, total: int) -> None:
             bar.update(task, description=check, completed=done, total=total)

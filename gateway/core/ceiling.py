@@ -1,14 +1,13 @@
 """The most a call can cost, and what a sum can buy. Tokens in, nanos out."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.core.catalogue import Model, Price
 from gateway.core.money import ceil_nanos
 from gateway.core.pricing import dearest_rates
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
+class Ceiling(NamedTuple):
     """Bounds of one call. `minimum_nanos` is the least hold with which it may run: less than `nanos` only where the
     client set no output cap, so that the gateway may lower it."""
 

@@ -1,7 +1,7 @@
 """The one place where use is multiplied by a price."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.core.catalogue import FALLBACK, Meter, Price, Rates
 from gateway.core.money import COST_PICOS_MAX
@@ -52,8 +52,7 @@ def cost_picos(price: Price, quantities: Quantities) -> int:
     return total
 
 
-@dataclass(frozen=True, slots=True)
-class DearestRates:
+class DearestRates(NamedTuple):
     """The most that one token in and one token out can cost, in picos. `output` is None where it has no rate."""
 
     input: int

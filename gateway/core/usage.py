@@ -5,7 +5,7 @@ Numbers from outside are data: each is checked before it may cost anything. A re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.core.catalogue import Meter
 
@@ -19,16 +19,14 @@ class InvalidUsage(ValueError):
     """Usage that cannot be true: negative, fractional, over the model's limits, or parts larger than their whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The most a reply can truthfully report. All in tokens, over all choices."""
 
     input_tokens_max: int
     output_tokens_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Usage seen, in disjoint meters. `reasoning_tokens` is information only: it is inside `output`."""
 
     quantities: Mapping[Meter, int]
@@ -72,19 +70,28 @@ def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | N
         raise InvalidUsage(f"input {prompt} is more than the limit, {limits.input_tokens_max}")
     if output > limits.output_tokens_max:
         raise InvalidUsage(f"output {output} is more than the limit, {limits.output_tokens_max}")
-    quantities = {
-        Meter.INPUT: prompt - cached - cache_write,
-        Meter.CACHED_INPUT: cached,
-        Meter.CACHE_WRITE: cache_write,
-        Meter.OUTPUT: output,
-    }
-    used = {meter: quantity for meter, quantity in quantities.items() if quantity}
+    used = _used(prompt - cached - cache_write, cached, cache_write, output)
     return Reading(used, reasoning) if used else None
+
+
+def _used(uncached: int, cached: int, cache_write: int, output: int) -> dict[Meter, int]:
+    """The meters that counted something."""
+    used = {Meter.INPUT: uncached} if uncached else {}
+    if cached:
+        used[Meter.CACHED_INPUT] = cached
+    if cache_write:
+        used[Meter.CACHE_WRITE] = cache_write
+    if output:
+        used[Meter.OUTPUT] = output
+    return used
 
 
 def says_nothing(usage: Mapping[str, object]) -> bool:
     """Whether a usage object counts no token at all, as upstreams send on chunks before the last."""
-    return not any((value := usage.get(name)) and value != "0" for name in _COUNTS)
+    for name in _COUNTS:  # mostly the first decides; a generator would cost more than the look-ups
+        if (value := usage.get(name)) and value != "0":
+            return False
+    return True
 
 
 def merge_usage(
@@ -121,7 +128,10 @@ def _details(usage: Mapping[str, object], *names: str) -> Mapping[str, object]:
 
 def _agreed(what: str, first: object, second: object) -> int | None:
     """One count that may be spelled two ways. A spelling left at zero does not contradict the other."""
-    one, other = _count(first, what), _count(second, what)
+    one = _count(first, what)
+    if second is None:
+        return one
+    other = _count(second, what)
     if one and other and one != other:
         raise InvalidUsage(f"two {what} counts, {one} and {other}")
     return one if other is None else one or other
@@ -131,8 +141,11 @@ def _count(value: object, name: str) -> int | None:
     """A token count: a whole number, or a decimal string of one; None where it is absent. Raises InvalidUsage."""
     if value is None:
         return None
+    count: int | None
     if type(value) is int:
-        count: int | None = value
+        if 0 <= value <= TOKENS_MAX:
+            return value
+        count = value
     elif isinstance(value, float) and value.is_integer():
         count = int(value)
     elif isinstance(value, str) and len(value) <= 20 and value.isascii() and value.removesuffix(".0").isdigit():

@@ -4,7 +4,6 @@ Rows are streamed through cursors, so that memory is bounded whatever the size o
 order; the first difference of a check is the least by wallet, hold and text, the same in every run.
 """
 
-import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -83,14 +82,14 @@ async def audit(dsn: str, *, on_progress: Progress = lambda _check, _done, _tota
                 on_progress(name, number, len(invariants()))
                 findings.append(await _check_invariant(connection, name, statement))
             findings.append(await _check_costs(connection, on_progress))
+        await connection.close(timeout=5.0)
         return Audit(tuple(findings))
     except Exception as error:
         if is_away(error):
             raise LedgerAway(type(error).__name__) from error
         raise
     finally:
-        with contextlib.suppress(Exception):
-            await connection.close(timeout=5.0)
+        connection.terminate()  # whatever happened; nothing is left to do where it is closed
 
 
 async def _stream(connection: Connection, statement: str) -> AsyncIterator[Sequence[asyncpg.Record]]:

@@ -104,11 +104,9 @@ class Journal:
     @contextlib.contextmanager
     def taken_over(self) -> Iterator[list[Path]]:
         """The files of processes that have died, locked while the context lasts."""
-        held: list[tuple[int, Path]] = []
+        others = [path for path in sorted(self._directory.glob("*.journal")) if path != self._path]
+        held = [(file, path) for path in others if (file := _lock(path)) is not None]
         try:
-            for path in sorted(self._directory.glob("*.journal")):
-                if path != self._path and (file := _lock(path)) is not None:
-                    held.append((file, path))
             yield [path for _, path in held]
         finally:
             for file, _ in held:

@@ -1,7 +1,6 @@
 """API keys: random, stored as SHA-256, shown once."""
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -98,8 +97,7 @@ class Watcher:
             finally:
                 self.live = False
                 if connection is not None:
-                    with contextlib.suppress(Exception):
-                        connection.terminate()
+                    connection.terminate()
             self._on_key(None)
             await asyncio.sleep(self._beat_seconds)
 

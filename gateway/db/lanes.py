@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 
@@ -20,7 +20,8 @@ from gateway.db.queries import queries
 
 _RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _RETRIED_STATES = ("40001", "40P01")
-_HURRY_SECONDS = 0.25
+_HURRY_WAIT_SECONDS = 0.25
+_HURRY_STATEMENT_SECONDS = 0.5
 
 
 class Outcome(StrEnum):
@@ -58,8 +59,7 @@ class OperationRefused(Exception):
     """The ledger refused this operation alone with an error: a bug, or damaged data. Nothing was changed by it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of one operation. Amounts in nanos; the balance and what is held are the wallet's after the batch."""
 
     outcome: Outcome
@@ -151,8 +151,9 @@ class Lane:
         return max(0.0, self._loop.time() - min(since)) if since else 0.0
 
     def hurry(self) -> None:
-        """The process is stopping: from now on nobody waits long for a ledger that is away."""
-        self._wait_seconds = min(self._wait_seconds, _HURRY_SECONDS)
+        """The process is stopping: from now on nobody waits long for a ledger that is away or does not answer."""
+        self._wait_seconds = min(self._wait_seconds, _HURRY_WAIT_SECONDS)
+        self._statement_seconds = min(self._statement_seconds, _HURRY_STATEMENT_SECONDS)
 
     def close(self) -> None:
         """Let `run()` end once what is queued has been answered, or cannot be."""
@@ -270,12 +271,13 @@ class Lane:
         """A new connection, or None after one failed try; those who waited long enough are told."""
         await asyncio.sleep(_RECONNECT_SECONDS[min(self._failures, len(_RECONNECT_SECONDS) - 1)])
         try:
-            self._connection = await self._connect()
+            async with asyncio.timeout(self._statement_seconds):
+                self._connection = await self._connect()
             # With something queued, only an answered statement shows that the ledger is back.
             if not self._queue:
                 self.away_since_seconds = None
                 self._failures = 0
-        except LedgerAway:
+        except (LedgerAway, TimeoutError):
             self._connection = None
             self._mark_away()
         self._give_up()

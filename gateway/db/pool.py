@@ -33,7 +33,7 @@ async def connect(dsn: str, *, timeout_seconds: float = 5.0) -> asyncpg.Connecti
     try:
         return await asyncpg.connect(dsn, timeout=timeout_seconds, server_settings={"application_name": "farebox"})
     except Exception as error:
-        if is_away(error) or isinstance(error, asyncpg.PostgresError):
+        if is_away(error) or isinstance(error, (asyncpg.PostgresError, ValueError)):  # ValueError: no DSN at all
             raise LedgerAway(f"{type(error).__name__}") from error
         raise
 

@@ -4,8 +4,7 @@ An endpoint never decides about money. It bounds what was asked for, and reports
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.core.usage import Limits, Reading
 
@@ -27,8 +26,7 @@ class InvalidRequest(ValueError):
         self.message, self.param, self.code = message, param, code
 
 
-@dataclass(frozen=True, slots=True)
-class CallRequest:
+class CallRequest(NamedTuple):
     """What decides the cost of a call, read from its body.
 
     `input_tokens_max` is a true upper bound whatever the tokenizer; `input_tokens_estimate` is what to charge for the
@@ -45,8 +43,7 @@ class CallRequest:
     wants_usage: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReplySeen:
+class ReplySeen(NamedTuple):
     """A whole non-streaming reply as the meter sees it. `usage` is the raw object, or None."""
 
     usage: Mapping[str, object] | None

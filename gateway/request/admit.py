@@ -1,8 +1,8 @@
 """Step 2: what is asked for, and what can it cost at most? Pure: it reads the catalogue as it stands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from gateway.core.catalogue import Model, Price
 from gateway.core.ceiling import CapTooLarge, Ceiling, ceiling
@@ -13,16 +13,14 @@ from gateway.request.authenticate import Principal
 from gateway.settings import UpstreamSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One upstream that serves the model, and the name by which it knows it."""
 
     upstream: UpstreamSettings
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """Endpoint, model, price and ceiling: what the call would cost at most, and where it would go."""
 
     endpoint: Endpoint

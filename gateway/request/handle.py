@@ -17,9 +17,10 @@ from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable, U
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator
+from gateway.request.headers import hold_headers
 from gateway.request.hold import Hold, Holds
 from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
-from gateway.request.relay import Relay, Relayed, hold_headers
+from gateway.request.relay import Relay, Relayed
 from gateway.request.settle import Receipt, Settler
 from gateway.request.watch import Call, Client, Watch
 
@@ -97,14 +98,16 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
     """Relay, meter, settle. Whatever happens in between, the hold is resolved once."""
     call = Call(client, drain_seconds=gateway.drain_seconds)
     call.renew = lambda now: _renew(gateway, offer, hold, call, now)
+    gateway.watch.enter(call)
     try:
-        with gateway.watch.watched(call):
-            relayed = await gateway.relay.run(path, inbound.headers, offer, hold, call)
+        relayed = await gateway.relay.run(path, inbound.headers, offer, hold, call)
     except BaseException:
         # A bug or a cancellation: what was relayed until then is charged, and the failure goes on its way.
         seen = Seen(Ending.CRASHED, None, call.output_tokens_estimate(), call.output_tokens_estimate() > 0)
         await gateway.settler.settle(offer, hold, _metered(offer, hold, seen), None)
         raise
+    finally:
+        gateway.watch.leave(call)
     if points.armed:
         points.reach("relay.done")
     gateway.metrics.added_seconds.observe(max(0.0, call.asked_at_seconds - inbound.began_at_seconds))

@@ -5,8 +5,8 @@ estimated from what was relayed, never above its hold. What never reached the up
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from gateway.core.catalogue import Meter, Price
 from gateway.core.ceiling import affordable_output_tokens
@@ -29,8 +29,7 @@ class Ending(StrEnum):
     CRASHED = "gateway_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What the relay saw of a reply. `usage` is the raw object; `missing_usage` the upstream's policy."""
 
     ending: Ending
@@ -40,8 +39,7 @@ class Seen:
     missing_usage: str = "estimate"
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """Priced usage. `basis` is reported, estimated or none; a void has basis none and costs nothing."""
 
     is_void: bool

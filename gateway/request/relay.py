@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
 from gateway import points
@@ -21,26 +21,13 @@ from gateway.endpoints.endpoint import StreamReader
 from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
+from gateway.request.headers import hold_headers, reply_headers, request_headers
 from gateway.request.hold import Hold
 from gateway.request.meter import Ending, Seen
-from gateway.request.watch import Call, Watch
+from gateway.request.watch import Call
 
 _log = logging.getLogger("farebox.relay")
 
-_HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade"}
-)  # fmt: skip
-# Ours to set, or the client's secrets, or where the client is.
-_NOT_SENT = _HOP_BY_HOP | {
-    "host", "content-length", "content-encoding", "expect", "accept-encoding", "authorization", "api-key", "x-api-key",
-    "openai-organization", "openai-project", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-host",
-    "x-forwarded-proto", "x-real-ip", "x-request-id",
-}  # fmt: skip
-# Ours to set, or whose account the upstream knows us by.
-_NOT_RETURNED = _HOP_BY_HOP | {
-    "content-length", "content-encoding", "date", "set-cookie", "openai-organization", "openai-project", "alt-svc",
-}  # fmt: skip
 _EVENT_STREAM = "text/event-stream"
 _ERROR_BODY_BYTES_MAX = 2**20
 _TAIL_SECONDS = 1.0
@@ -65,11 +52,8 @@ class Relayed:
 class Relay:
     """Sends offers upstream over one keep-alive session."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, watch: Watch, metrics: Metrics, *, reply_buffer_bytes_max: int
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, metrics: Metrics, *, reply_buffer_bytes_max: int) -> None:
         self._session = session
-        self._watch = watch
         self._metrics = metrics
         self._reply_buffer_bytes_max = reply_buffer_bytes_max
         self._targets: dict[tuple[str, str], _Target] = {}
@@ -130,7 +114,7 @@ class Relay:
             cap_member=upstream.cap_member,
         )
         target = self._target(route, path)
-        sent_headers = _request_headers(headers, target.authorization, hold)
+        sent_headers = request_headers(headers, target.authorization, hold)
         self._metrics.upstream_calls.labels(name).inc()
         began = monotonic_seconds()
         call.asked_at_seconds = call.asked_at_seconds or began
@@ -183,7 +167,7 @@ class Relay:
         self, response: aiohttp.ClientResponse, route: Route, offer: Offer, hold: Hold, call: Call
     ) -> Relayed:
         """Read the reply: a stream as it comes, anything else whole, unless it is too large for that."""
-        headers = _reply_headers(response.headers)
+        headers = reply_headers(response.headers)
         headers.update(hold_headers(hold))
         relayed = Relayed(
             Seen(Ending.REFUSED, None, 0, False, route.upstream.missing_usage),
@@ -196,15 +180,17 @@ class Relay:
         except UnknownEncoding as error:
             headers["Content-Encoding"] = str(error)
             inflater = None
-        call.response = response
         upstream = route.upstream
-        with self._watch.reading(call, idle_seconds=upstream.idle_seconds, total_seconds=upstream.total_seconds):
+        call.begin_reading(response, idle_seconds=upstream.idle_seconds, total_seconds=upstream.total_seconds)
+        try:
             if response.status >= 300:
                 await self._receive_error(response, inflater, relayed, upstream.api_key)
             elif response.headers.get("Content-Type", "").startswith(_EVENT_STREAM):
                 await self._receive_stream(response, inflater, offer, hold, call, relayed)
             else:
                 await self._receive_body(response, inflater, offer, call, relayed)
+        finally:
+            call.end_reading()
         return relayed
 
     async def _receive_error(
@@ -234,7 +220,8 @@ class Relay:
         large: LargeReply | None = None
         ending = Ending.COMPLETED
         try:
-            while data := await content.readany():
+            while not content.at_eof():
+                data = await content.readany()
                 call.touch()
                 data = inflater.feed(data) if inflater is not None else data
                 size += len(data)
@@ -379,42 +366,3 @@ class _CutOff:
         left = self._allowed - reader.output_tokens_estimate()
         self._next_bytes = self._bytes + 4 * max(left, 1)
         return left < 0
-
-
-def _request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> CIMultiDict[str]:
-    """The client's headers, without what is hop-by-hop, secret or ours."""
-    sent: CIMultiDict[str] = CIMultiDict()
-    dropped = _NOT_SENT
-    connection = headers.get("Connection")
-    if connection is not None and "," in connection:
-        dropped |= {name.strip().lower() for name in connection.split(",")}  # hop-by-hop by the client's word
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower not in dropped and not lower.startswith("x-farebox-"):
-            sent.add(name, value)
-    # Usage is read from the bytes that are relayed, so they must come plain.
-    sent["Accept-Encoding"] = "identity"
-    sent["X-Request-Id"] = hold.hold_id
-    if authorization is not None:
-        sent["Authorization"] = authorization
-    return sent
-
-
-def hold_headers(hold: Hold) -> dict[str, str]:
-    """What every reply says of its hold; on a stream this is known before the cost is."""
-    headers = {"x-request-id": hold.hold_id, "x-farebox-hold": hold.hold_id, "x-farebox-billing-source": "balance"}
-    if hold.is_lowered:
-        headers["x-farebox-output-cap"] = str(hold.output_tokens_max)
-    return headers
-
-
-def _reply_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The upstream's headers, without what is hop-by-hop or names its account. Its request id moves aside for ours."""
-    kept: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower == "x-request-id":
-            kept["x-farebox-upstream-request-id"] = value
-        elif lower not in _NOT_RETURNED:
-            kept.add(name, value)
-    return kept

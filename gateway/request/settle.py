@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -23,8 +22,7 @@ _log = logging.getLogger("farebox.settle")
 _FINISH_SECONDS_MAX = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What the caller is told. `balance_nanos` is None where the settle is journaled."""
 
     cost_nanos: int

@@ -5,8 +5,8 @@ chunk. Here a call writes down when it last moved, and a few times a second one 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from multidict import CIMultiDict
@@ -64,6 +64,21 @@ class Call:
     def took_too_long(self) -> bool:
         """Whether a cancellation came from here, and from nowhere else; it is then taken back."""
         return self.is_late and self.task is not None and self.task.uncancel() == 0
+
+    def begin_reading(self, response: _Closable, *, idle_seconds: float, total_seconds: float) -> None:
+        """The upstream's headers are there: from here on its silence and the whole of its reply are bounded."""
+        now = monotonic_seconds()
+        self.response = response
+        self.moved_at_seconds = now
+        self.idle_seconds = idle_seconds
+        end = now + total_seconds
+        if not self.ends_at_seconds or end < self.ends_at_seconds:
+            self.ends_at_seconds = end
+
+    def end_reading(self) -> None:
+        """The reply is over."""
+        self.response = None
+        self.idle_seconds = 0.0
 
     def touch(self) -> None:
         """The upstream sent something."""
@@ -127,28 +142,15 @@ class Watch:
     def __len__(self) -> int:
         return len(self._calls)
 
-    @contextmanager
-    def watched(self, call: Call) -> Iterator[None]:
-        """Look after `call` while the context lasts."""
+    def enter(self, call: Call) -> None:
+        """Look after `call` until it leaves."""
         self._calls.add(call)
-        try:
-            yield
-        finally:
-            self._calls.discard(call)
-            if self._empty is not None and not self._calls:
-                self._empty.set()
 
-    @contextmanager
-    def reading(self, call: Call, *, idle_seconds: float, total_seconds: float) -> Iterator[None]:
-        """`call` reads its upstream's reply: bound it."""
-        call.touch()
-        call.idle_seconds = idle_seconds
-        call.end_within(total_seconds)
-        try:
-            yield
-        finally:
-            call.response = None
-            call.idle_seconds = 0.0
+    def leave(self, call: Call) -> None:
+        """`call` has ended."""
+        self._calls.discard(call)
+        if self._empty is not None and not self._calls:
+            self._empty.set()
 
     async def run(self) -> None:
         while True:

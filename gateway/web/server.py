@@ -1,7 +1,6 @@
 """Listening sockets. aiohttp's low-level server, with the limits that it leaves to its user."""
 
 import asyncio
-import socket
 from typing import Any
 
 from aiohttp import web
@@ -98,10 +97,3 @@ class Listener:
         del self._silent[protocol]
         if protocol.transport is not None:
             protocol.transport.abort()
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

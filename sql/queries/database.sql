@@ -44,14 +44,6 @@ SELECT to_regclass('schema_migrations') IS NOT NULL AS known;
 -- Note one migration as applied.
 INSERT INTO schema_migrations (version, name) VALUES ($1, $2);
 
--- name: keys_watch
--- Hear of revoked keys.
-LISTEN farebox_keys;
-
--- name: prices_watch
--- Hear of changed prices.
-LISTEN farebox_prices;
-
 -- name: database_now
 -- The database's clock, which decides what is in force and what has expired.
 SELECT now() AS now;

@@ -91,6 +91,9 @@ async def _rounds(point: str, dsn: str, campaign: Campaign) -> None:
             await books.check(upstream.log, campaign.seen)
             if number < ROUNDS:
                 await _load_until_dead(gateway, key, campaign)
+        # Every charge is derived again from its price.
+        audit = gateways.start("audit", {"FAREBOX_DATABASE_URL": dsn})
+        assert await audit.ended() == 0, audit.said
         campaign.swept = sum(event["resolution"] == "expired" for event in await books.events())
 
 

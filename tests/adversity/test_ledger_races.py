@@ -187,7 +187,7 @@ async def unsorted_deadlock(track: Track, wallets: list[str], hold_ids: list[str
 
 
 async def test_unsorted_wallets_would_deadlock_and_the_loser_changes_nothing(track: Track) -> None:
-    """Why the lane sorts. PostgreSQL ends one of the two; asked again whole, with the same ids, it is as if nothing was."""
+    """Why the lane sorts. PostgreSQL ends one of the two; asked again whole, with the same ids, all is well."""
     for ledger in (track.first, track.second):
         await ledger.connection.execute("SET deadlock_timeout = '20ms'")
     wallets, ids = sorted([await track.first.wallet(10) for _ in range(4)]), [new_id(), new_id()]

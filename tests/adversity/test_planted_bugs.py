@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from gateway.clock import new_id
 from gateway.db.queries import sql_directory
-from tests.support.ledger_life import Database, LedgerLife
+from tests.support.ledger_life import Database, live
 from tests.support.ledger_operations import hold, open_ledger, settle
 from tests.support.ledger_races import holds_at_once, open_track
 from tests.support.postgres import ScratchPostgres
@@ -27,6 +26,20 @@ ONE_ENTRY = "ALTER TABLE ledger_entries DROP CONSTRAINT ledger_entries_pkey"
 POSTED_ONCE = "DROP INDEX ledger_entries_posted_once"
 LOCK = ("WHERE wallets.wallet_id = p_wallet_id FOR UPDATE", "WHERE wallets.wallet_id = p_wallet_id")
 SET_COUNT = ("IF v_rows <> cardinality(v_closed) THEN", "IF false THEN")
+
+
+# The campaign of tests/properties/test_ledger_life.py, always the same lives, without looking for the shortest.
+THE_SAME_LIVES = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,11 @@ BUGS_IN_A_LIFE = (
     bug("late_settle_refused", "(o.resolution = 'expired' AND v_late IS NULL)", "false"),
     bug("late_settle_again", "(o.resolution = 'expired' AND v_late IS NULL)", "o.resolution = 'expired'", ONE_EVENT),
     bug("settled_again", "AND (o.resolution IS NULL OR", "AND (true OR", ONE_EVENT),
-    bug("no_tombstone", "ELSIF o.op = 'void' THEN", "ELSIF o.op = 'void' AND o.hold_state IS NULL THEN v_outcome := 'voided'; ELSIF o.op = 'void' THEN"),
+    bug(
+        "no_tombstone",
+        "ELSIF o.op = 'void' THEN",
+        "ELSIF o.op = 'void' AND o.hold_state IS NULL THEN v_outcome := 'voided'; ELSIF o.op = 'void' THEN",
+    ),
     bug("suspended_may_spend", "WHEN w.status = 'suspended' THEN", "WHEN false THEN"),
     bug("decline_forgotten", "v_outcome := o.decline;", "v_outcome := 'held';"),
     bug("hold_twice", "ELSIF o.hold_state = 'open' THEN", "ELSIF false THEN"),
@@ -91,7 +108,13 @@ BUGS_IN_A_LIFE = (
         FLOOR_CHECK,
         function="wallet_post",
     ),
-    bug("adjusted_from_holds", "w.balance_nanos - w.held_nanos + w.floor", "w.balance_nanos + w.floor", FLOOR_CHECK, function="wallet_post"),
+    bug(
+        "adjusted_from_holds",
+        "w.balance_nanos - w.held_nanos + w.floor",
+        "w.balance_nanos + w.floor",
+        FLOOR_CHECK,
+        function="wallet_post",
+    ),
 )
 
 
@@ -118,32 +141,14 @@ async def plant(dsn: str, planted: Bug) -> None:
 def test_a_random_life_finds(planted_url: str, planted: Bug) -> None:
     asyncio.run(plant(planted_url, planted))
     with Database(planted_url) as database, pytest.raises((AssertionError, asyncpg.PostgresError)):
-        live(database)
-
-
-def live(database: Database) -> None:
-    """The campaign of tests/properties/test_ledger_life.py, always the same lives, without looking for the shortest."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: LedgerLife(database),
-        settings=settings(
-            max_examples=50,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate],
-            report_multiple_bugs=False,
-            print_blob=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+        live(database, THE_SAME_LIVES)
 
 
 def test_the_same_lives_find_nothing_in_the_real_functions(scratch: ScratchPostgres) -> None:
     planted_url = asyncio.run(scratch.clone("unplanted"))
     asyncio.run(plant(planted_url, Bug("none", (), (FLOOR_CHECK, COST_CHECK, ONE_EVENT, POSTED_ONCE))))
     with Database(planted_url) as database:
-        live(database)
+        live(database, THE_SAME_LIVES)
     asyncio.run(scratch.drop("unplanted"))
 
 

@@ -1,6 +1,7 @@
 """Goal: a stop loses nothing and ends well. Method: signals to a gateway with streams in flight."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -11,11 +12,11 @@ import aiohttp
 import pytest
 
 from gateway.db.embedded import EmbeddedPostgres
-from gateway.db.embedded_process import live_postmaster
+from gateway.db.embedded_process import children, live_postmaster
 from tests.adversity.witness import Books, Sighting, chat, many_connections
 from tests.support.behaviours import Completion
 from tests.support.call import Gate
-from tests.support.embedded import new_home
+from tests.support.embedded import new_home, postmaster_pid
 from tests.support.postgres import ScratchPostgres
 from tests.support.processes import GatewayProcess, Gateways, eventually, open_wallet, prepare
 from tests.support.upstream import FakeUpstream
@@ -103,7 +104,8 @@ async def test_streams_that_do_not_end_are_cut_well_formed_and_settled(
     await at.books.check(at.upstream.log, seen)
 
 
-async def test_a_stop_while_the_ledger_is_away_loses_no_charge() -> None:
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_stop_while_the_ledger_is_away_loses_no_charge(how: str) -> None:
     with new_home() as home:
         server = EmbeddedPostgres(home)
         dsn = await asyncio.to_thread(server.start)
@@ -119,17 +121,30 @@ async def test_a_stop_while_the_ledger_is_away_loses_no_charge() -> None:
             at = Scene(gateway, upstream, books, key, session)
             calls = await at.streams(Completion(endless=True, pause_seconds=0.01))
             # At once: the gateway has had no time to notice that the ledger is away.
-            await asyncio.to_thread(server.kill)
+            if how == "killed":
+                await asyncio.to_thread(server.kill)
+            else:
+                pids = [postmaster_pid(home), *children(postmaster_pid(home))]
+                send_all(pids, signal.SIGSTOP)
             gateway.send(signal.SIGTERM)
             seen = await asyncio.gather(*calls)
-            assert await gateway.ended() == 0
-            assert {sighting.error_code for sighting in seen} == {"stopping"}
-            await asyncio.to_thread(server.start)
+            assert await gateway.ended(STOP_SECONDS + 2.0) == 0
+            if how == "killed":
+                assert {sighting.error_code for sighting in seen} == {"stopping"}
+                await asyncio.to_thread(server.start)
+            else:
+                # What had been sent to it may be carried out now, and is replayed besides.
+                send_all(pids, signal.SIGCONT)
             await gateways.serve(dsn, upstream.base_url)
             await books.resolved(within_seconds=5.0)  # long before the sweep
             assert {event["reason"] for event in await books.events()} == {"gateway_stopped"}
             await books.check(upstream.log, seen)
         server.stop()
+
+
+def send_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
 
 
 @pytest.mark.parametrize("impatient", [False, True])

@@ -153,21 +153,33 @@ def compare(events: Sequence[dict[str, Any]], log: Iterable[Served], seen: Itera
         first = [event for event in by_hold[entry.request_id] if not event["late"]]
         if len(first) != 1:
             found.append(f"{entry.request_id} was served and resolved {len(first)} times")
-    for hold_id, rows in by_hold.items():
-        charged = sum(event["charged_nanos"] for event in rows)
-        is_reported = any(event["basis"] == "reported" for event in rows)
-        if charged and hold_id not in served:
-            found.append(f"{hold_id} was charged {charged} and never served")
-        elif is_reported and charged != owed_nanos(served[hold_id]):
-            found.append(f"{hold_id} was charged {charged} and cost {owed_nanos(served[hold_id])}")
-        elif not is_reported and charged and not served[hold_id].output_tokens_sent:
-            found.append(f"{hold_id} was charged {charged} by estimate for nothing")
-    for sighting in seen:
-        if sighting.whole:
-            hold_id = sighting.hold_id or "?"
-            charged = sum(event["charged_nanos"] for event in by_hold.get(hold_id, []))
-            if hold_id not in served:
-                found.append(f"{hold_id} was seen whole and never served")
-            elif charged != owed_nanos(served[hold_id]) and (served[hold_id].usage_objects or not charged):
-                found.append(f"{hold_id} was seen whole and charged {charged}")
+    found.extend(wrong for hold_id, rows in by_hold.items() if (wrong := _wrong(rows, served.get(hold_id))))
+    for hold_id in (str(sighting.hold_id) for sighting in seen if sighting.whole):
+        charged = _charged(by_hold[hold_id])
+        # Where the upstream reported nothing, an estimate is all there can be.
+        if (
+            hold_id not in served
+            or not charged
+            or (served[hold_id].usage_objects and charged != owed_nanos(served[hold_id]))
+        ):
+            found.append(f"{hold_id} was seen whole and charged {charged}")
     return found
+
+
+def _charged(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(event["charged_nanos"] for event in rows)
+
+
+def _wrong(rows: Sequence[dict[str, Any]], served: Served | None) -> str | None:
+    """What is wrong with the charges of one hold."""
+    hold_id, charged = rows[0]["hold_id"], _charged(rows)
+    if not charged:
+        return None
+    if served is None:
+        return f"{hold_id} was charged {charged} and never served"
+    is_reported = any(event["basis"] == "reported" for event in rows)
+    if is_reported and charged != owed_nanos(served):
+        return f"{hold_id} was charged {charged} and cost {owed_nanos(served)}"
+    if not is_reported and not served.output_tokens_sent:
+        return f"{hold_id} was charged {charged} by estimate for nothing"
+    return None

@@ -1,4 +1,4 @@
-"""The lane against one statement per operation: calls/s (a durable hold and a durable settle each) on one hot wallet."""
+"""The lane against one statement per operation: durable calls/s (a hold and a settle each) on one hot wallet."""
 
 import asyncio
 import statistics

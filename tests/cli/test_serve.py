@@ -106,7 +106,8 @@ async def test_an_old_server_is_one_line(gateways: Gateways, dsn: str) -> None:
         CREATE VIEW public.pg_settings AS
         SELECT
             name,
-            CASE name WHEN 'server_version_num' THEN '130014' WHEN 'server_version' THEN '13.14' ELSE setting END AS setting
+            CASE name WHEN 'server_version_num' THEN '130014' WHEN 'server_version' THEN '13.14' ELSE setting END
+                AS setting
         FROM pg_catalog.pg_settings
     """)
     await connection.execute("ALTER DATABASE serve SET search_path = public, pg_catalog")

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.support.ledger_life import Database, LedgerLife
+from tests.support.ledger_life import Database, live
 from tests.support.postgres import ScratchPostgres
 
-EXAMPLES = int(os.environ.get("FAREBOX_LEDGER_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("FAREBOX_LEDGER_EXAMPLES", "60"))
 
 
 @pytest.fixture
@@ -27,8 +26,5 @@ def database(scratch: ScratchPostgres) -> Iterator[Database]:
 
 
 def test_the_ledger_lives_as_its_model(database: Database) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: LedgerLife(database),
-        settings=settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None),
-    )
+    live(database, settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None))
     assert database.outcomes_missed() == set(), "a life in which these never happen proves too little"

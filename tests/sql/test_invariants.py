@@ -154,7 +154,11 @@ DAMAGES = (
         ("cost_is_charged_prior_or_short",),
     ),
     *(
-        Damage(name, f"UPDATE {EVENT} cost_picos = {picos} {SETTLED} AND cost_nanos = 40", ("cost_is_rounded_half_to_even",))
+        Damage(
+            name,
+            f"UPDATE {EVENT} cost_picos = {picos} {SETTLED} AND cost_nanos = 40",
+            ("cost_is_rounded_half_to_even",),
+        )
         for name, picos in (("rounded up", 39_499), ("rounded down", 40_501), ("a half rounded to odd", 41_500))
     ),
     Damage("a price was deleted", "DELETE FROM prices", ("every_event_names_a_price_and_a_reason",)),

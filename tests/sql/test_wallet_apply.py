@@ -1,8 +1,5 @@
 """Every outcome of wallet_apply and every rule of its header, one operation at a time."""
 
-from typing import Any
-
-import asyncpg
 import pytest
 
 from gateway.clock import new_id
@@ -12,11 +9,9 @@ from tests.support.ledger_operations import (
     KEY_ID,
     PRICE_ID,
     Ledger,
-    Op,
     checkpoint,
     expire,
     hold,
-    id_before_now,
     settle,
     void,
 )
@@ -46,12 +41,6 @@ def charge(hold_id: str, *, seq: int, amount: int, balance: int) -> dict[str, ob
         "hold_id": hold_id,
         **dict.fromkeys(("posting_id", "actor", "reason")),
     }
-
-
-async def told(ledger: Ledger, wallet_id: str, operation: Op) -> tuple[str, int, int]:
-    """(outcome, amount, shortfall)."""
-    answer = await ledger.one(wallet_id, operation)
-    return str(answer.outcome), answer.amount_nanos, answer.shortfall_nanos
 
 
 async def test_a_hold_sets_its_ceiling_aside(ledger: Ledger) -> None:
@@ -102,7 +91,7 @@ async def test_a_hold_is_granted_down_to_its_minimum(
 ) -> None:
     wallet = await ledger.wallet(balance, floor=floor)
     expected = ("insufficient_funds", 0, 0) if granted is None else ("held", granted, 0)
-    assert await told(ledger, wallet, hold(new_id(), ceiling, minimum)) == expected
+    assert await ledger.told(wallet, hold(new_id(), ceiling, minimum)) == expected
     assert await ledger.funds(wallet) == (balance, granted or 0)
 
 
@@ -121,18 +110,18 @@ async def test_a_suspended_wallet_opens_no_hold_but_ends_them(ledger: Ledger) ->
     wallet, (one, two, three) = await ledger.wallet(30), (new_id(), new_id(), new_id())
     await ledger.apply(wallet, hold(one, 10), hold(two, 10), hold(three, 10))
     await ledger.connection.execute("UPDATE wallets SET status = 'suspended' WHERE wallet_id = $1", wallet)
-    assert await told(ledger, wallet, hold(declined := new_id(), 1_000)) == ("wallet_suspended", 0, 0)
-    assert await told(ledger, wallet, hold(new_id(), 0)) == ("wallet_suspended", 0, 0)
-    assert await told(ledger, wallet, hold(one, 10)) == ("held", 10, 0), "it was open before"
+    assert await ledger.told(wallet, hold(declined := new_id(), 1_000)) == ("wallet_suspended", 0, 0)
+    assert await ledger.told(wallet, hold(new_id(), 0)) == ("wallet_suspended", 0, 0)
+    assert await ledger.told(wallet, hold(one, 10)) == ("held", 10, 0), "it was open before"
     assert await ledger.outcomes(wallet, checkpoint(one, 5), settle(two, 7), void(three)) == [
         "checkpointed",
         "settled",
         "voided",
     ]
     await ledger.age(wallet, 120)
-    assert await told(ledger, wallet, expire(one)) == ("expired", 5, 0)
+    assert await ledger.told(wallet, expire(one)) == ("expired", 5, 0)
     await ledger.connection.execute("UPDATE wallets SET status = 'active' WHERE wallet_id = $1", wallet)
-    assert await told(ledger, wallet, hold(declined, 1)) == ("wallet_suspended", 0, 0)
+    assert await ledger.told(wallet, hold(declined, 1)) == ("wallet_suspended", 0, 0)
 
 
 async def test_a_settle_writes_one_entry_and_one_event(ledger: Ledger) -> None:
@@ -161,7 +150,7 @@ async def test_a_settle_writes_one_entry_and_one_event(ledger: Ledger) -> None:
 async def test_a_free_call_leaves_an_event_and_no_entry(ledger: Ledger) -> None:
     wallet, hold_id = await ledger.wallet(), new_id()
     await ledger.one(wallet, hold(hold_id, 0))
-    assert await told(ledger, wallet, settle(hold_id, 0)) == ("settled", 0, 0)
+    assert await ledger.told(wallet, settle(hold_id, 0)) == ("settled", 0, 0)
     [event] = await ledger.rows("usage_events", wallet)
     assert (event["charged_nanos"], event["entry_seq"]) == (0, None)
     assert await ledger.rows("ledger_entries", wallet) == []
@@ -170,7 +159,7 @@ async def test_a_free_call_leaves_an_event_and_no_entry(ledger: Ledger) -> None:
 async def test_a_void_releases_and_charges_nothing(ledger: Ledger) -> None:
     wallet, hold_id = await ledger.wallet(100), new_id()
     await ledger.one(wallet, hold(hold_id, 60))
-    assert await told(ledger, wallet, void(hold_id)) == ("voided", 0, 0)
+    assert await ledger.told(wallet, void(hold_id)) == ("voided", 0, 0)
     assert await ledger.funds(wallet) == (100, 0)
     zeros = dict.fromkeys(("cost_picos", "cost_nanos", "charged_nanos"), 0)
     assert await ledger.rows("usage_events", wallet) == [
@@ -195,49 +184,32 @@ async def test_a_settle_above_its_hold_takes_only_free_funds(
 ) -> None:
     wallet, mine, other = await ledger.wallet(100), new_id(), new_id()
     await ledger.apply(wallet, hold(mine, 60), hold(other, 20))
-    assert await told(ledger, wallet, settle(mine, cost)) == expected
+    assert await ledger.told(wallet, settle(mine, cost)) == expected
     assert await ledger.funds(wallet) == (balance, 20), "another hold's money is never taken"
     [event] = await ledger.rows("usage_events", wallet)
     assert (event["cost_nanos"], event["charged_nanos"], event["shortfall_nanos"]) == (cost, *expected[1:])
-    assert await told(ledger, wallet, settle(other, 20)) == ("settled", 20, 0)
-
-
-async def resolved(ledger: Ledger, wallet: str, resolution: str) -> str:
-    """A hold of 60 with a checkpoint of 12, resolved in one of four ways."""
-    hold_id = new_id()
-    await ledger.one(wallet, hold(hold_id, 60))
-    await ledger.one(wallet, checkpoint(hold_id, 12))
-    if resolution in ("expired", "late"):
-        await ledger.age(wallet, 120)
-        assert await told(ledger, wallet, expire(hold_id)) == ("expired", 12, 0)
-        if resolution == "late":
-            assert await told(ledger, wallet, settle(hold_id, 20)) == ("settled_late", 8, 0)
-    else:
-        await ledger.one(wallet, settle(hold_id, 20) if resolution == "settled" else void(hold_id))
-    return hold_id
+    assert await ledger.told(wallet, settle(other, 20)) == ("settled", 20, 0)
 
 
 @pytest.mark.parametrize(
     ("resolution", "again", "amount"),
     [("settled", "already_settled", 20), ("voided", "already_voided", 0), ("expired", "already_expired", 12)],
 )
-async def test_a_resolved_hold_answers_what_it_was(
-    ledger: Ledger, resolution: str, again: str, amount: int
-) -> None:
+async def test_a_resolved_hold_answers_what_it_was(ledger: Ledger, resolution: str, again: str, amount: int) -> None:
     wallet = await ledger.wallet(100)
-    hold_id = await resolved(ledger, wallet, resolution)
+    hold_id = await ledger.resolved(wallet, resolution)
     before = await ledger.fingerprint()
-    assert await told(ledger, wallet, hold(hold_id, 60)) == (again, 0, 0)
+    assert await ledger.told(wallet, hold(hold_id, 60)) == (again, 0, 0)
     operations = [void(hold_id), checkpoint(hold_id, 50), expire(hold_id)]
     operations += [settle(hold_id, 50)] if resolution != "expired" else []
     for operation in operations:
-        assert await told(ledger, wallet, operation) == (again, amount, 0), operation["op"]
+        assert await ledger.told(wallet, operation) == (again, amount, 0), operation["op"]
     assert await ledger.fingerprint() == before
 
 
 async def test_a_late_settle_charges_the_difference_once(ledger: Ledger) -> None:
     wallet = await ledger.wallet(100)
-    hold_id = await resolved(ledger, wallet, "late")
+    hold_id = await ledger.resolved(wallet, "late")
     before = await ledger.fingerprint()
     assert await ledger.funds(wallet) == (80, 0)
     late = (await ledger.rows("usage_events", wallet))[1]
@@ -245,10 +217,10 @@ async def test_a_late_settle_charges_the_difference_once(ledger: Ledger) -> None
     assert {name: late[name] for name in wanted} == wanted
     assert (late["charged_nanos"], late["shortfall_nanos"], late["entry_seq"]) == (8, 0, 3)
     # Asked again, it answers with both charges; the rest of its life is the sweep's.
-    assert await told(ledger, wallet, settle(hold_id, 500)) == ("already_settled", 20, 0)
+    assert await ledger.told(wallet, settle(hold_id, 500)) == ("already_settled", 20, 0)
     for operation in (void(hold_id), expire(hold_id), checkpoint(hold_id, 1)):
-        assert await told(ledger, wallet, operation) == ("already_expired", 12, 0)
-    assert await told(ledger, wallet, hold(hold_id, 1)) == ("already_expired", 0, 0)
+        assert await ledger.told(wallet, operation) == ("already_expired", 12, 0)
+    assert await ledger.told(wallet, hold(hold_id, 1)) == ("already_expired", 0, 0)
     assert await ledger.fingerprint() == before
 
 
@@ -266,17 +238,17 @@ async def test_a_late_settle_takes_only_free_funds(
     ledger: Ledger, cost: int, free: int, expected: tuple[str, int, int]
 ) -> None:
     wallet = await ledger.wallet(100)
-    hold_id = await resolved(ledger, wallet, "expired")
+    hold_id = await ledger.resolved(wallet, "expired")
     await ledger.one(wallet, hold(new_id(), 88 - free))
-    assert await told(ledger, wallet, settle(hold_id, cost)) == expected
+    assert await ledger.told(wallet, settle(hold_id, cost)) == expected
     assert await ledger.funds(wallet) == (88 - expected[1], 88 - free)
 
 
 async def test_a_void_of_an_unknown_id_is_a_tombstone(ledger: Ledger) -> None:
     wallet, hold_id = await ledger.wallet(100), new_id()
-    assert await told(ledger, wallet, void(hold_id)) == ("voided", 0, 0)
-    assert await told(ledger, wallet, hold(hold_id, 60)) == ("already_voided", 0, 0)
-    assert await told(ledger, wallet, settle(hold_id, 60)) == ("already_voided", 0, 0)
+    assert await ledger.told(wallet, void(hold_id)) == ("voided", 0, 0)
+    assert await ledger.told(wallet, hold(hold_id, 60)) == ("already_voided", 0, 0)
+    assert await ledger.told(wallet, settle(hold_id, 60)) == ("already_voided", 0, 0)
     assert await ledger.funds(wallet) == (100, 0)
 
 
@@ -289,10 +261,10 @@ async def test_a_settle_without_a_hold_takes_only_free_funds(
     await ledger.one(wallet, hold(new_id(), 60))
     if was_declined:
         assert await ledger.outcomes(wallet, hold(hold_id, 41)) == ["insufficient_funds"]
-    assert await told(ledger, wallet, settle(hold_id, cost)) == ("settled_unheld", charged, cost - charged)
+    assert await ledger.told(wallet, settle(hold_id, cost)) == ("settled_unheld", charged, cost - charged)
     assert await ledger.funds(wallet) == (100 - charged, 60)
     assert [row["state"] for row in await ledger.rows("holds", wallet)] == ["open"]
-    assert await told(ledger, wallet, hold(hold_id, 1)) == ("already_settled", 0, 0)
+    assert await ledger.told(wallet, hold(hold_id, 1)) == ("already_settled", 0, 0)
 
 
 async def test_a_void_of_a_declined_hold_clears_it(ledger: Ledger) -> None:
@@ -314,7 +286,7 @@ async def test_a_hold_expires_at_twice_its_validity(
     async with ledger.connection.transaction():  # one instant: now() stands still
         await ledger.one(wallet, hold(hold_id, 1 if is_declined else 0))
         await ledger.age(wallet, age)
-        assert await told(ledger, wallet, expire(hold_id)) == (outcome, 0, 0)
+        assert await ledger.told(wallet, expire(hold_id)) == (outcome, 0, 0)
     states = [row["state"] for row in await ledger.rows("holds", wallet)]
     assert states == ([] if outcome == "expired" else ["declined" if is_declined else "open"])
     # A decline was never a call: it leaves no event, and its id is free again.
@@ -327,7 +299,7 @@ async def test_a_checkpoint_renews_and_the_sweep_charges_it(ledger: Ledger) -> N
     await ledger.one(wallet, hold(hold_id, 60, seconds=60))
     await ledger.age(wallet, 119)
     for cost in (10, 25):
-        assert await told(ledger, wallet, checkpoint(hold_id, cost, seconds=30)) == ("checkpointed", 0, 0)
+        assert await ledger.told(wallet, checkpoint(hold_id, cost, seconds=30)) == ("checkpointed", 0, 0)
     assert await ledger.funds(wallet) == (100, 60)
     assert await ledger.outcomes(wallet, expire(hold_id)) == ["hold_not_due"]
     await ledger.age(wallet, 60)
@@ -347,63 +319,8 @@ async def test_the_sweep_takes_only_free_funds_and_the_late_settle_the_rest(ledg
     await ledger.apply(wallet, hold(hold_id, 60), hold(other, 30, seconds=9_999))
     await ledger.one(wallet, checkpoint(hold_id, 90))
     await ledger.age(wallet, 120)
-    assert await told(ledger, wallet, expire(hold_id)) == ("expired", 70, 20)
+    assert await ledger.told(wallet, expire(hold_id)) == ("expired", 70, 20)
     assert await ledger.funds(wallet) == (30, 30)
     await ledger.post(wallet, 25)
-    assert await told(ledger, wallet, settle(hold_id, 90)) == ("settled_late", 20, 0)
+    assert await ledger.told(wallet, settle(hold_id, 90)) == ("settled_late", 20, 0)
     assert await ledger.funds(wallet) == (35, 30)
-
-
-@pytest.mark.parametrize("ago", [{"days": 45, "minutes": 1}, {"days": 4_000}, {"days": -1, "minutes": -1}])
-async def test_an_id_out_of_range_does_nothing(ledger: Ledger, ago: dict[str, float]) -> None:
-    wallet, hold_id = await ledger.wallet(100), id_before_now(**ago)
-    before = await ledger.fingerprint()
-    for operation in (hold(hold_id, 1), settle(hold_id, 1), void(hold_id), checkpoint(hold_id, 1), expire(hold_id)):
-        assert await told(ledger, wallet, operation) == ("hold_out_of_range", 0, 0)
-    assert await ledger.fingerprint() == before
-
-
-@pytest.mark.parametrize("ago", [{"days": 44, "hours": 23}, {"hours": -23}])
-async def test_an_id_in_range_lives(ledger: Ledger, ago: dict[str, float]) -> None:
-    wallet, hold_id = await ledger.wallet(100), id_before_now(**ago)
-    assert await ledger.outcomes(wallet, hold(hold_id, 60)) == ["held"]
-    assert await ledger.outcomes(wallet, settle(hold_id, 60)) == ["settled"]
-    assert await ledger.outcomes(wallet, settle(hold_id, 60)) == ["already_settled"]
-
-
-@pytest.mark.parametrize(
-    ("operation", "outcome"), [(expire, "expired"), (void, "voided"), (lambda i: settle(i, 7), "settled")]
-)
-async def test_an_open_hold_older_than_the_range_can_be_resolved(
-    ledger: Ledger, operation: Any, outcome: str
-) -> None:
-    """A gateway and its journal may have been away for longer than the range."""
-    wallet, hold_id, old = await ledger.wallet(100), new_id(), id_before_now(days=45, hours=1)
-    await ledger.one(wallet, hold(hold_id, 60))
-    await ledger.one(wallet, checkpoint(hold_id, 7))
-    await ledger.connection.execute("UPDATE holds SET hold_id = $2 WHERE hold_id = $1", hold_id, old)
-    await ledger.age(wallet, 45 * 86_400)
-    assert await ledger.outcomes(wallet, operation(old)) == [outcome]
-    assert await ledger.funds(wallet) == (100 if outcome == "voided" else 93, 0)
-    assert await ledger.outcomes(wallet, operation(old)) == ["hold_out_of_range"]
-
-
-async def test_an_unknown_wallet_is_said_per_operation(ledger: Ledger) -> None:
-    operations = [hold(new_id(), 1), settle(new_id(), 1), void(new_id()), checkpoint(new_id(), 1), expire(new_id())]
-    answers = await ledger.apply(new_id(), *operations)
-    assert [answer.outcome for answer in answers] == [Outcome.WALLET_UNKNOWN] * 5
-    assert {(answer.amount_nanos, answer.shortfall_nanos, answer.balance_nanos) for answer in answers} == {(0, 0, 0)}
-
-
-@pytest.mark.parametrize("state", ["fresh", "open", "settled", "expired"])
-@pytest.mark.parametrize("name", ["extend", "", "HOLD", None])
-async def test_an_unknown_operation_fails_the_call(ledger: Ledger, state: str, name: str | None) -> None:
-    wallet, hold_id = await ledger.wallet(100), new_id()
-    if state == "open":
-        await ledger.one(wallet, hold(hold_id, 10))
-    elif state != "fresh":
-        hold_id = await resolved(ledger, wallet, state)
-    before = await ledger.fingerprint()
-    with pytest.raises(asyncpg.RaiseError):
-        await ledger.apply(wallet, hold(new_id(), 10), settle(hold_id, 1) | {"op": name})
-    assert await ledger.fingerprint() == before

@@ -10,7 +10,17 @@ import pytest
 from gateway.clock import new_id
 from gateway.db.lanes import Outcome
 from gateway.db.queries import queries
-from tests.support.ledger_operations import MONEY_TABLES, Ledger, Op, checkpoint, expire, hold, settle, void
+from tests.support.ledger_operations import (
+    MONEY_TABLES,
+    Ledger,
+    Op,
+    checkpoint,
+    expire,
+    hold,
+    id_before_now,
+    settle,
+    void,
+)
 
 BATCH = 512  # what a lane sends at most
 
@@ -37,8 +47,8 @@ MALFORMED: list[tuple[Callable[[str], Op], dict[str, Any]]] = [
     (lambda i: settle(i, 10), {"basis": "guessed"}),
     (lambda i: settle(i, 10), {"basis": ABSENT}),
     (lambda i: settle(i, 10), {"hold": ABSENT}),
-    (lambda i: void(i), {"hold": ABSENT}),
-    (lambda i: void(i), {"key": ABSENT}),
+    (void, {"hold": ABSENT}),
+    (void, {"key": ABSENT}),
 ]
 
 
@@ -75,7 +85,8 @@ async def test_a_full_batch(ledger: Ledger) -> None:
     assert [answer.available_nanos for answer in answers] == [BATCH * 10 - 10 * n for n in range(BATCH)]
     # All the operations there are, in one call, each on its own hold.
     operations = [
-        (settle(i, n % 10), void(i), checkpoint(i, n % 7), expire(i), hold(i, 99))[n % 5] for n, i in enumerate(hold_ids)
+        (settle(i, n % 10), void(i), checkpoint(i, n % 7), expire(i), hold(i, 99))[n % 5]
+        for n, i in enumerate(hold_ids)
     ]
     answers = await ledger.apply(wallet, *operations)
     assert [str(a.outcome) for a in answers] == (
@@ -108,7 +119,11 @@ async def test_one_malformed_operation_fails_the_whole_statement(ledger: Ledger)
     open_id = new_id()
     await ledger.one(two, hold(open_id, 10))
     before = await ledger.fingerprint()
-    cases = [*MALFORMED, (lambda i: checkpoint(open_id, 10), {"cost": -1}), (lambda i: checkpoint(open_id, 1), {"seconds": ABSENT})]
+    cases = [
+        *MALFORMED,
+        (lambda i: checkpoint(open_id, 10), {"cost": -1}),
+        (lambda i: checkpoint(open_id, 1), {"seconds": ABSENT}),
+    ]
     for make, members in cases:
         changed = make(new_id()) | members
         operation = {name: value for name, value in changed.items() if value is not ABSENT}
@@ -181,3 +196,56 @@ async def test_the_enum_is_the_one_that_the_gateway_knows(ledger: Ledger) -> Non
     labels = await ledger.connection.fetchval("SELECT enum_range(NULL::wallet_outcome)::text[]")
     assert labels == [str(outcome) for outcome in Outcome]
     assert "lane_apply" in queries()
+
+
+@pytest.mark.parametrize("ago", [{"days": 45, "minutes": 1}, {"days": 4_000}, {"days": -1, "minutes": -1}])
+async def test_an_id_out_of_range_does_nothing(ledger: Ledger, ago: dict[str, float]) -> None:
+    wallet, hold_id = await ledger.wallet(100), id_before_now(**ago)
+    before = await ledger.fingerprint()
+    for operation in (hold(hold_id, 1), settle(hold_id, 1), void(hold_id), checkpoint(hold_id, 1), expire(hold_id)):
+        assert await ledger.told(wallet, operation) == ("hold_out_of_range", 0, 0)
+    assert await ledger.fingerprint() == before
+
+
+@pytest.mark.parametrize("ago", [{"days": 44, "hours": 23}, {"hours": -23}])
+async def test_an_id_in_range_lives(ledger: Ledger, ago: dict[str, float]) -> None:
+    wallet, hold_id = await ledger.wallet(100), id_before_now(**ago)
+    assert await ledger.outcomes(wallet, hold(hold_id, 60)) == ["held"]
+    assert await ledger.outcomes(wallet, settle(hold_id, 60)) == ["settled"]
+    assert await ledger.outcomes(wallet, settle(hold_id, 60)) == ["already_settled"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "outcome"), [(expire, "expired"), (void, "voided"), (lambda i: settle(i, 7), "settled")]
+)
+async def test_an_open_hold_older_than_the_range_can_be_resolved(ledger: Ledger, operation: Any, outcome: str) -> None:
+    """A gateway and its journal may have been away for longer than the range."""
+    wallet, hold_id, old = await ledger.wallet(100), new_id(), id_before_now(days=45, hours=1)
+    await ledger.one(wallet, hold(hold_id, 60))
+    await ledger.one(wallet, checkpoint(hold_id, 7))
+    await ledger.connection.execute("UPDATE holds SET hold_id = $2 WHERE hold_id = $1", hold_id, old)
+    await ledger.age(wallet, 45 * 86_400)
+    assert await ledger.outcomes(wallet, operation(old)) == [outcome]
+    assert await ledger.funds(wallet) == (100 if outcome == "voided" else 93, 0)
+    assert await ledger.outcomes(wallet, operation(old)) == ["hold_out_of_range"]
+
+
+async def test_an_unknown_wallet_is_said_per_operation(ledger: Ledger) -> None:
+    operations = [hold(new_id(), 1), settle(new_id(), 1), void(new_id()), checkpoint(new_id(), 1), expire(new_id())]
+    answers = await ledger.apply(new_id(), *operations)
+    assert [answer.outcome for answer in answers] == [Outcome.WALLET_UNKNOWN] * 5
+    assert {(answer.amount_nanos, answer.shortfall_nanos, answer.balance_nanos) for answer in answers} == {(0, 0, 0)}
+
+
+@pytest.mark.parametrize("state", ["fresh", "open", "settled", "expired"])
+@pytest.mark.parametrize("name", ["extend", "", "HOLD", None])
+async def test_an_unknown_operation_fails_the_call(ledger: Ledger, state: str, name: str | None) -> None:
+    wallet, hold_id = await ledger.wallet(100), new_id()
+    if state == "open":
+        await ledger.one(wallet, hold(hold_id, 10))
+    elif state != "fresh":
+        hold_id = await ledger.resolved(wallet, state)
+    before = await ledger.fingerprint()
+    with pytest.raises(asyncpg.RaiseError):
+        await ledger.apply(wallet, hold(new_id(), 10), settle(hold_id, 1) | {"op": name})
+    assert await ledger.fingerprint() == before

@@ -73,9 +73,7 @@ async def test_a_suspended_wallet_takes_money(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("position", "value"), [(1, None), (2, "charge"), (2, None), (3, None), (4, 0), (4, None), (5, None), (6, None)]
 )
-async def test_a_posting_that_nobody_could_explain_is_refused(
-    ledger: Ledger, position: int, value: object
-) -> None:
+async def test_a_posting_that_nobody_could_explain_is_refused(ledger: Ledger, position: int, value: object) -> None:
     wallet = await ledger.wallet(100)
     arguments: list[object] = [wallet, new_id(), "credit", "credits", 1, "test", "test"]
     arguments[position] = value

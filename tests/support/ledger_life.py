@@ -9,8 +9,9 @@ from itertools import count
 from types import TracebackType
 from typing import Any, TypeVar
 
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from gateway.db.lanes import Answer, Outcome
 from gateway.db.queries import queries
@@ -44,37 +45,40 @@ ELSEWHERE = {Outcome.WALLET_UNKNOWN, Outcome.HOLD_OUT_OF_RANGE}
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """An operation without its id: the wallet and the place of its hold, two amounts, and the validity."""
+    """An operation without its id: the place of its hold among all wallets', two amounts, and a throw of the dice."""
 
-    wallet: int
     place: int
     name: str
     one: int
     two: int
-    seconds: int
-    is_new: bool
+    dice: int
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a new hold takes the place of one that has ended."""
+        return self.dice % 3 > 0
+
+    def on(self, hold_id: str) -> Op:
+        """The operation."""
+        seconds = VALID_SECONDS[self.dice // 3]
+        if self.name == "hold":
+            return hold(hold_id, max(self.one, self.two), min(self.one, self.two), seconds=seconds)
+        if self.name == "checkpoint":
+            return checkpoint(hold_id, self.one, seconds=seconds)
+        if self.name == "settle":
+            return settle(hold_id, self.one + self.two)
+        return {"void": void, "expire": expire}[self.name](hold_id)
 
 
 amounts = st.integers(0, AMOUNT_MAX)
 wallet_numbers = st.integers(0, WALLETS - 1)
 
 
-def statements(*names: str, size_min: int, is_new: st.SearchStrategy[bool]) -> st.SearchStrategy[list[Drawn]]:
-    """Several operations, each hold at most once. A new hold takes the place of one that has ended."""
-    places = st.integers(0, HOLDS - 1)
-    seconds = st.sampled_from(VALID_SECONDS)
-    one = st.builds(Drawn, wallet_numbers, places, st.sampled_from(names), amounts, amounts, seconds, is_new)
-    return st.lists(one, min_size=size_min, max_size=2 * HOLDS, unique_by=lambda drawn: (drawn.wallet, drawn.place))
-
-
-def build(drawn: Drawn, hold_id: str) -> Op:
-    """The operation on `hold_id`."""
-    name, one, two, seconds = drawn.name, drawn.one, drawn.two, drawn.seconds
-    if name == "hold":
-        return hold(hold_id, max(one, two), min(one, two), seconds=seconds)
-    if name == "checkpoint":
-        return checkpoint(hold_id, one, seconds=seconds)
-    return settle(hold_id, one + two) if name == "settle" else {"void": void, "expire": expire}[name](hold_id)
+def statements(*names: str, size_min: int = 1) -> st.SearchStrategy[list[Drawn]]:
+    """Several operations, each hold at most once."""
+    places = st.integers(0, WALLETS * HOLDS - 1)
+    drawn = st.builds(Drawn, places, st.sampled_from(names), amounts, amounts, st.integers(0, 5))
+    return st.lists(drawn, min_size=size_min, max_size=8, unique_by=lambda operation: operation.place)
 
 
 class Database:
@@ -117,49 +121,42 @@ class LedgerLife(RuleBasedStateMachine):
         # Ids in the order of their making: a life that failed must fail again when it is lived again.
         self._ids = (id_at(START + timedelta(milliseconds=number)) for number in count())
         self._posting_ids = [next(self._ids) for _ in range(POSTINGS)]
-        self._hold_ids = {(wallet, place): next(self._ids) for wallet in range(WALLETS) for place in range(HOLDS)}
+        self._hold_ids = [next(self._ids) for _ in range(WALLETS * HOLDS)]
         # The second wallet may owe a little.
         self._wallets = {next(self._ids): ModelWallet(floor=floor) for floor in (0, 25)}
         for wallet_id, model in self._wallets.items():
             self._run(self._ledger.connection.execute(queries()["wallet_create"], wallet_id, "test", model.floor))
             self._post(wallet_id, "credit", CREDIT, next(self._ids))
 
-    @rule(
-        drawn=statements(
-            "hold", "settle", "void", "checkpoint", "expire", size_min=1, is_new=st.sampled_from((True, True, False))
-        )
-    )
+    @rule(drawn=statements("hold", "settle", "void", "checkpoint", "expire"))
     def one_statement(self, drawn: list[Drawn]) -> None:
         """Some operations on one wallet or both, as one statement."""
         by_wallet: dict[str, list[Op]] = {}
-        for operation in sorted(drawn, key=lambda operation: operation.wallet):
-            wallet_id = list(self._wallets)[operation.wallet]
-            place = operation.wallet, operation.place
-            if operation.name == "hold" and operation.is_new and self._hold_ids[place] in self._wallets[wallet_id].resolved:
-                self._hold_ids[place] = next(self._ids)
-            by_wallet.setdefault(wallet_id, []).append(build(operation, self._hold_ids[place]))
+        for number, (wallet_id, model) in enumerate(self._wallets.items()):
+            for operation in drawn:
+                place = operation.place
+                if place // HOLDS != number:
+                    continue
+                if operation.name == "hold" and operation.is_new and self._hold_ids[place] in model.resolved:
+                    self._hold_ids[place] = next(self._ids)
+                by_wallet.setdefault(wallet_id, []).append(operation.on(self._hold_ids[place]))
         self._send(by_wallet)
 
-    @rule(drawn=statements("hold", size_min=4, is_new=st.just(True)))
+    @rule(drawn=statements("hold", size_min=4))
     def calls_begin(self, drawn: list[Drawn]) -> None:
         """As when a gateway is busy."""
         self.one_statement(drawn)
 
-    @rule(drawn=statements("settle", "settle", "void", "checkpoint", size_min=4, is_new=st.just(False)))
+    @rule(drawn=statements("settle", "settle", "void", "checkpoint", size_min=4))
     def calls_go_on_and_end(self, drawn: list[Drawn]) -> None:
         """The same, later: of the holds that are open."""
-        aimed: dict[tuple[int, int], Drawn] = {}
-        for operation in drawn:
-            model = list(self._wallets.values())[operation.wallet]
-            ids = [(operation.wallet, place) for place in range(HOLDS)]
-            is_open = [place for place in ids if (row := model.holds.get(self._hold_ids[place])) and not row.decline]
-            if is_open:
-                place = is_open[operation.place % len(is_open)]
-                aimed[place] = replace(operation, place=place[1])
+        open_ids = {hold_id for model in self._wallets.values() for hold_id in model.open_ids()}
+        places = [place for place, hold_id in enumerate(self._hold_ids) if hold_id in open_ids]
+        aimed = [replace(operation, place=place) for operation, place in zip(drawn, places, strict=False)]
         if aimed:
-            self.one_statement(list(aimed.values()))
+            self.one_statement(aimed)
 
-    @rule(wallet=wallet_numbers, amount=st.integers(-AMOUNT_MAX, AMOUNT_MAX), posting=st.integers(0, 2 * POSTINGS))
+    @rule(wallet=wallet_numbers, amount=st.integers(-2 * AMOUNT_MAX, AMOUNT_MAX), posting=st.integers(0, 2 * POSTINGS))
     def posting(self, wallet: int, amount: int, posting: int) -> None:
         """A credit or an adjustment, sometimes under an id that was used before."""
         posting_id = self._posting_ids[posting] if posting < POSTINGS else next(self._ids)
@@ -180,13 +177,16 @@ class LedgerLife(RuleBasedStateMachine):
             self._run(self._ledger.age(wallet_id, seconds))
             model.now += seconds
 
-    @rule()
-    def a_gateway_dies(self) -> None:
+    @rule(drawn=statements("checkpoint", size_min=2))
+    def a_gateway_dies(self, drawn: list[Drawn]) -> None:
         """Its holds are swept; what it had journaled is settled late."""
+        self.calls_go_on_and_end(drawn)
         self.time_passes(2 * max(VALID_SECONDS))
         swept = {wallet: model.due() for wallet, model in self._wallets.items()}
         self.sweep()
-        late = {wallet: [settle(i, n % AMOUNT_MAX) for n, i in enumerate(ids, 7)] for wallet, ids in swept.items() if ids}
+        late = {
+            wallet: [settle(i, n % AMOUNT_MAX) for n, i in enumerate(ids, 7)] for wallet, ids in swept.items() if ids
+        }
         for _ in range(2 if late else 0):
             self._send(late)  # and a journal may be replayed twice
 
@@ -258,3 +258,13 @@ class LedgerLife(RuleBasedStateMachine):
     async def _forget(self) -> None:
         for table in MONEY_TABLES:
             await self._ledger.connection.execute(f"DELETE FROM {table}")
+
+
+def live(database: Database, chosen: settings) -> None:
+    """Live as many lives as `chosen` says. Raises what went wrong in the first that did."""
+
+    class Life(LedgerLife):
+        def __init__(self) -> None:
+            super().__init__(database)
+
+    run_state_machine_as_test(Life, settings=chosen)

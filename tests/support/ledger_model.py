@@ -76,6 +76,10 @@ class ModelWallet:
         """What the sweep would find."""
         return sorted(hold_id for hold_id, row in self.holds.items() if self._is_due(row))
 
+    def open_ids(self) -> list[str]:
+        """Holds that may still be charged."""
+        return [hold_id for hold_id, row in self.holds.items() if row.decline is None]
+
     @staticmethod
     def _ended(name: str, ended: Resolution) -> tuple[str, int]:
         if name == "hold":
@@ -166,7 +170,16 @@ class ModelWallet:
         self.entries.append(entry | {"balance_after_nanos": self.balance, "hold_id": hold_id})
 
     def _note(
-        self, hold_id: str, how: str, held: int, cost: int, charged: int, short: int, *, prior: int = 0, late: bool = False
+        self,
+        hold_id: str,
+        how: str,
+        held: int,
+        cost: int,
+        charged: int,
+        short: int,
+        *,
+        prior: int = 0,
+        late: bool = False,
     ) -> None:
         event = {"hold_id": hold_id, "late": late, "resolution": how, "held_nanos": held, "cost_nanos": cost}
         money = {"prior_nanos": prior, "charged_nanos": charged, "shortfall_nanos": short}

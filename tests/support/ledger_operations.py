@@ -75,7 +75,9 @@ class Ledger:
             assert await self.post(wallet_id, credit) is Outcome.POSTED
         return wallet_id
 
-    async def post(self, wallet_id: str, amount: int, *, kind: str = "credit", posting_id: str | None = None) -> Outcome:
+    async def post(
+        self, wallet_id: str, amount: int, *, kind: str = "credit", posting_id: str | None = None
+    ) -> Outcome:
         """Credit or adjust."""
         arguments = (wallet_id, posting_id or new_id(), kind, f"{kind}s", amount, "test", "a test")
         row = await self.connection.fetchrow(queries()["wallet_post"], *arguments)
@@ -87,7 +89,7 @@ class Ledger:
         documents = [orjson.dumps(list(operations)).decode() for _, operations in batches]
         rows = await self.connection.fetch(queries()["lane_apply"], [wallet_id for wallet_id, _ in batches], documents)
         assert [row["n"] for row in rows] == list(range(1, len(batches) + 1))
-        return [_answers(row) for row in rows]
+        return [_answers(dict(row)) for row in rows]
 
     async def apply(self, wallet_id: str, *operations: Op) -> list[Answer]:
         """One statement for one wallet."""
@@ -96,6 +98,25 @@ class Ledger:
     async def one(self, wallet_id: str, operation: Op) -> Answer:
         """One operation alone."""
         return (await self.apply(wallet_id, operation))[0]
+
+    async def told(self, wallet_id: str, operation: Op) -> tuple[str, int, int]:
+        """(outcome, amount, shortfall) of one operation alone."""
+        answer = await self.one(wallet_id, operation)
+        return str(answer.outcome), answer.amount_nanos, answer.shortfall_nanos
+
+    async def resolved(self, wallet_id: str, resolution: str) -> str:
+        """A hold of 60 with a checkpoint of 12 that was settled (for 20), voided, expired, or settled late (for 20)."""
+        hold_id = new_id()
+        await self.one(wallet_id, hold(hold_id, 60))
+        await self.one(wallet_id, checkpoint(hold_id, 12))
+        if resolution in ("expired", "late"):
+            await self.age(wallet_id, 120)
+            assert await self.told(wallet_id, expire(hold_id)) == ("expired", 12, 0)
+            if resolution == "late":
+                assert await self.told(wallet_id, settle(hold_id, 20)) == ("settled_late", 8, 0)
+        else:
+            await self.one(wallet_id, settle(hold_id, 20) if resolution == "settled" else void(hold_id))
+        return hold_id
 
     async def outcomes(self, wallet_id: str, *operations: Op) -> list[str]:
         """What became of each operation."""

@@ -49,7 +49,7 @@ async def open_track(dsn: str) -> AsyncIterator[Track]:
 
 
 def serial(model: ModelWallet, one: Op, two: Op, *, is_committed: bool) -> tuple[Told, Told]:
-    """What both are told where they run one after the other, the first undone if it is not committed. Changes `model`."""
+    """What both are told one after the other, the first undone if it is not committed. Changes `model`."""
     undone = copy.deepcopy(model).apply(one)
     told = model.apply(one) if is_committed else undone
     return told, model.apply(two)

@@ -100,7 +100,6 @@ async def test_every_process_hears_of_changed_limits(database: Database, setting
         assert (result.added, result.limits_changed) == ((), 2)
         await listener.fetchval("SELECT 1")
         assert heard == [""]
-        await listener.remove_listener("farebox_prices", lambda *_: None)
     finally:
         await listener.close()
 

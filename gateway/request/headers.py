@@ -1,0 +1,83 @@
+"""Which headers pass, and which do not: hop-by-hop ones, secrets of either side, and those that are ours to set."""
+
+from collections.abc import Mapping
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.request.hold import Hold
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade"}
+)  # fmt: skip
+# Ours to set, or the client's secrets, or where the client is.
+_NOT_SENT = _HOP_BY_HOP | {
+    "host", "content-length", "content-encoding", "expect", "accept-encoding", "authorization", "api-key", "x-api-key",
+    "openai-organization", "openai-project", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-host",
+    "x-forwarded-proto", "x-real-ip", "x-request-id",
+}  # fmt: skip
+# Ours to set, or whose account the upstream knows us by.
+_NOT_RETURNED = _HOP_BY_HOP | {
+    "content-length", "content-encoding", "date", "set-cookie", "openai-organization", "openai-project", "alt-svc",
+    "x-request-id",
+}  # fmt: skip
+
+
+class _Verdicts(dict[str, bool]):
+    """Whether a header passes, by its name as written; remembered for the names that are common."""
+
+    def __init__(self, stopped: frozenset[str]) -> None:
+        super().__init__()
+        self._stopped = stopped
+
+    def __missing__(self, name: str) -> bool:
+        lower = name.lower()
+        passes = lower not in self._stopped and not lower.startswith("x-farebox-")
+        if len(self) < _NAMES_MAX:
+            self[name] = passes
+        return passes
+
+
+_NAMES_MAX = 1_000  # clients choose the names, so there is a limit to what is remembered
+_IS_SENT = _Verdicts(_NOT_SENT)
+_IS_RETURNED = _Verdicts(_NOT_RETURNED)
+
+
+def request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> CIMultiDict[str]:
+    """The client's headers, without what is hop-by-hop, secret or ours."""
+    sent: CIMultiDict[str] = CIMultiDict()
+    is_sent = _IS_SENT
+    for name, value in headers.items():
+        if is_sent[name]:
+            sent.add(name, value)
+    connection = headers.get("Connection")
+    if connection is not None and connection.lower() not in ("keep-alive", "close"):
+        for name in connection.split(","):  # hop-by-hop by the client's word
+            sent.popall(name.strip(), None)
+    # Usage is read from the bytes that are relayed, so they must come plain.
+    sent["Accept-Encoding"] = "identity"
+    sent["X-Request-Id"] = hold.hold_id
+    if authorization is not None:
+        sent["Authorization"] = authorization
+    return sent
+
+
+def hold_headers(hold: Hold) -> dict[str, str]:
+    """What every reply says of its hold; on a stream this is known before the cost is."""
+    headers = {"x-request-id": hold.hold_id, "x-farebox-hold": hold.hold_id, "x-farebox-billing-source": "balance"}
+    if hold.is_lowered:
+        headers["x-farebox-output-cap"] = str(hold.output_tokens_max)
+    return headers
+
+
+def reply_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The upstream's headers, without what is hop-by-hop or names its account. Its request id moves aside for ours."""
+    kept: CIMultiDict[str] = CIMultiDict()
+    is_returned = _IS_RETURNED
+    for name, value in headers.items():
+        if is_returned[name]:
+            kept.add(name, value)
+    request_id = headers.get("x-request-id")
+    if request_id is not None:
+        kept["x-farebox-upstream-request-id"] = request_id
+    return kept
