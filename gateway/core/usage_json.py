@@ -44,7 +44,6 @@ class LargeReply:
         usage = orjson.loads(value) if value is not None else None
         return usage if isinstance(usage, dict) else None
 
-    @property
-    def output_tokens_estimate(self) -> int:
+    def count_output(self) -> int:
         """From all bytes of the reply: its syntax is small beside a text of this size."""
         return tokens_from_bytes(self._bytes)

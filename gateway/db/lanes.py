@@ -163,14 +163,14 @@ class Lane:
     async def run(self) -> None:
         await self._reconnect()
         while not (self._closing and (not self._queue or self.away)):
-            if not self._queue and self.away_since_seconds is None:
+            if not self._queue and (self.away_since_seconds is None or self._is_connected()):
+                # Whoever made the ledger's absence known has given up or left; the next to ask will find out.
+                self.away_since_seconds = None
                 self._wake = self._loop.create_future()
                 await self._wake
                 self._wake = None
                 continue
-            connection = self._connection
-            if connection is None or connection.is_closed():
-                connection = await self._reconnect()
+            connection = self._connection if self._is_connected() else await self._reconnect()
             if connection is not None and self._queue:
                 await self._send(connection, self._take())
                 # Let everything that is ready run first: under load the next batch is the larger for it, and at rest
@@ -182,6 +182,9 @@ class Lane:
         self._queue_operations_max = 0  # who comes now is told at once
         if self._connection is not None:
             self._connection.terminate()
+
+    def _is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed()
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():

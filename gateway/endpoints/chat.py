@@ -151,16 +151,20 @@ class ChatEndpoint:
         except orjson.JSONDecodeError:
             reply = None
         if not isinstance(reply, dict):
-            return ReplySeen(None, 0, False)
+            return ReplySeen(None, int, False)
         usage = reply.get("usage")
         failed = is_error(reply)
-        counter = OutputCounter()
-        if not failed:
-            count_choices(reply.get("choices"), counter)
-        return ReplySeen(usage if isinstance(usage, dict) else None, counter.tokens, failed)
+        choices = None if failed else reply.get("choices")
+        return ReplySeen(usage if isinstance(usage, dict) else None, lambda: _output_tokens(choices), failed)
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         return read_token_usage(usage, limits)
+
+
+def _output_tokens(choices: object) -> int:
+    counter = OutputCounter()
+    count_choices(choices, counter)
+    return counter.tokens
 
 
 def _changed_body(

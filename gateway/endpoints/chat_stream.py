@@ -97,7 +97,7 @@ class ChatStream:
                     self._count()
                 return data
             out = bytearray()
-            self._take_events(data, out)
+            self._take_block(data, out)
             return bytes(out)
         out = bytearray()
         for kind, piece in self._splitter.feed(data):
@@ -119,15 +119,20 @@ class ChatStream:
         return bytes(out)
 
     def _take_block(self, block: bytes, out: bytearray) -> None:
-        if self._open and _is_plain(block):
+        end = 0
+        if self._open:
+            # A read may bring the end together with much that comes before it.
+            end = len(block) if _is_plain(block) else _plain_end(block)
+        if end:
+            plain = block[:end]
             self._fate = _Fate.RELAYED
             self._in_opaque = False
-            out += block
-            self._uncounted += block
+            out += plain
+            self._uncounted += plain
             if len(self._uncounted) > UNCOUNTED_BYTES_MAX:
                 self._count()
-            return
-        self._take_events(block, out)
+        if end < len(block):
+            self._take_events(block[end:], out)
 
     def _take_events(self, block: bytes, out: bytearray) -> None:
         self._in_opaque = False
@@ -283,6 +288,20 @@ def _is_plain(block: bytes) -> bool:
     if block.find(b"error") >= 0 and not _only_null(block, b"error"):
         return False
     return block.find(b"[DONE]") < 0
+
+
+def _plain_end(block: bytes) -> int:
+    """Where those events of a block end that come before the first with anything to read in it."""
+    first = block.find(b"[DONE]")
+    if first < 0:
+        first = len(block)
+    for name in (b"usage", b"error"):
+        at = block.find(name, 0, first)
+        while at >= 0 and block.startswith(b'":null', at + len(name)):
+            at = block.find(name, at + len(name), first)
+        if at >= 0:
+            first = at
+    return block.rfind(b"\n\n", 0, first) + 2 if block.find(b"\n\n", 0, first) >= 0 else 0
 
 
 def _only_null(block: bytes, name: bytes) -> bool:

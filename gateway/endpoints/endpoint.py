@@ -3,7 +3,7 @@
 An endpoint never decides about money. It bounds what was asked for, and reports what was seen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from gateway.core.usage import Limits, Reading
@@ -47,7 +47,7 @@ class ReplySeen(NamedTuple):
     """A whole non-streaming reply as the meter sees it. `usage` is the raw object, or None."""
 
     usage: Mapping[str, object] | None
-    output_tokens_estimate: int
+    count_output: Callable[[], int]
     failed: bool
 
 

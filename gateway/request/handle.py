@@ -103,7 +103,7 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
         relayed = await gateway.relay.run(path, inbound.headers, offer, hold, call)
     except BaseException:
         # A bug or a cancellation: what was relayed until then is charged, and the failure goes on its way.
-        seen = Seen(Ending.CRASHED, None, call.output_tokens_estimate(), call.output_tokens_estimate() > 0)
+        seen = Seen(Ending.CRASHED, None, call.output_tokens_estimate)
         await gateway.settler.settle(offer, hold, _metered(offer, hold, seen), None)
         raise
     finally:
@@ -127,7 +127,7 @@ def _metered(offer: Offer, hold: Hold, seen: Seen) -> Charge:
     try:
         return meter(offer, hold, seen)
     except Exception:
-        return void("meter_failed") if not seen.output_seen else estimate(offer, hold, 0, "meter_failed")
+        return void("meter_failed") if not seen.count_output() else estimate(offer, hold, 0, "meter_failed")
 
 
 def _renew(gateway: Gateway, offer: Offer, hold: Hold, call: Call, now: float) -> None:

@@ -4,7 +4,7 @@ A reply with usage costs exactly that. Where usage is missing or impossible, or 
 estimated from what was relayed, never above its hold. What never reached the upstream, or was refused by it, is void.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -30,12 +30,14 @@ class Ending(StrEnum):
 
 
 class Seen(NamedTuple):
-    """What the relay saw of a reply. `usage` is the raw object; `missing_usage` the upstream's policy."""
+    """What the relay saw of a reply. `usage` is the raw object; `missing_usage` the upstream's policy.
+
+    `count_output` gives the output tokens relayed, estimated; it is only asked where usage does not say.
+    """
 
     ending: Ending
     usage: Mapping[str, object] | None
-    output_tokens_estimate: int
-    output_seen: bool
+    count_output: Callable[[], int]
     missing_usage: str = "estimate"
 
 
@@ -69,9 +71,9 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
             return _without_usage(offer, hold, seen, "usage_invalid")
     if seen.ending is not Ending.COMPLETED:
         # An upstream that broke, or a gateway that stopped or failed, before any output has sold nothing.
-        if seen.ending is not Ending.CLIENT_GONE and not seen.output_seen:
+        if seen.ending is not Ending.CLIENT_GONE and not seen.count_output():
             return void(seen.ending.value)
-        return estimate(offer, hold, seen.output_tokens_estimate, seen.ending.value)
+        return estimate(offer, hold, seen.count_output(), seen.ending.value)
     return _without_usage(offer, hold, seen, "usage_missing")
 
 
@@ -87,7 +89,7 @@ def _without_usage(offer: Offer, hold: Hold, seen: Seen, reason: str) -> Charge:
     if seen.missing_usage == "ceiling":
         tokens_out = hold.output_tokens_max * offer.request.choices
         return _within_hold(offer, hold, offer.ceiling.input_tokens_max, tokens_out, reason)
-    return estimate(offer, hold, seen.output_tokens_estimate, reason)
+    return estimate(offer, hold, seen.count_output(), reason)
 
 
 def _within_hold(offer: Offer, hold: Hold, tokens_in: int, tokens_out: int, reason: str) -> Charge:

@@ -66,7 +66,7 @@ class Relay:
             if call.is_late and (call.is_stopped or call.is_client_gone):
                 # We gave up on an upstream that may well be working.
                 ending = Ending.STOPPED if call.is_stopped else Ending.CLIENT_GONE
-            seen = Seen(ending, None, 0, False, route.upstream.missing_usage)
+            seen = Seen(ending, None, int, route.upstream.missing_usage)
             return Relayed(seen, upstream=route.upstream.name, failure=failure)
         if points.armed:
             points.reach("relay.first_byte")
@@ -170,7 +170,7 @@ class Relay:
         headers = reply_headers(response.headers)
         headers.update(hold_headers(hold))
         relayed = Relayed(
-            Seen(Ending.REFUSED, None, 0, False, route.upstream.missing_usage),
+            Seen(Ending.REFUSED, None, int, route.upstream.missing_usage),
             upstream=route.upstream.name,
             status=response.status,
             headers=headers,
@@ -221,7 +221,7 @@ class Relay:
         ending = Ending.COMPLETED
         try:
             while not content.at_eof():
-                data = await content.readany()
+                data = content.read_nowait() if content.is_eof() else await content.readany()
                 call.touch()
                 data = inflater.feed(data) if inflater is not None else data
                 size += len(data)
@@ -238,26 +238,24 @@ class Relay:
             ending = self._broken(call, relayed)
         if large is not None:
             relayed.rest = large.finish()
-            usage, estimate = large.usage, large.output_tokens_estimate
             if not large.is_complete and ending is Ending.COMPLETED:
                 ending = Ending.BROKE
-            seen = Seen(ending, usage, estimate, True, relayed.seen.missing_usage)
+            seen = Seen(ending, large.usage, large.count_output, relayed.seen.missing_usage)
         else:
             relayed.rest = b"".join(chunks)
             if ending is Ending.COMPLETED:
                 reply = offer.endpoint.read_reply(relayed.rest)
-                estimate = reply.output_tokens_estimate
                 if reply.failed or not relayed.rest.lstrip().startswith(b"{"):
                     # An error, or no reply of a model at all, such as a proxy's page.
                     ending = Ending.BROKE
-                seen = Seen(ending, reply.usage, estimate, estimate > 0, relayed.seen.missing_usage)
+                seen = Seen(ending, reply.usage, reply.count_output, relayed.seen.missing_usage)
             else:
                 # Half a JSON body is no reply: the client is told so, and pays nothing for it.
                 relayed.failure, relayed.rest = UpstreamUnusable(), b""
-                seen = Seen(ending, None, 0, False, relayed.seen.missing_usage)
-        relayed.seen = seen
+                seen = Seen(ending, None, int, relayed.seen.missing_usage)
         if call.is_client_gone and ending is Ending.COMPLETED:
-            relayed.seen = Seen(Ending.CLIENT_GONE, seen.usage, seen.output_tokens_estimate, True, seen.missing_usage)
+            seen = seen._replace(ending=Ending.CLIENT_GONE)
+        relayed.seen = seen
 
     async def _receive_stream(
         self,
@@ -305,9 +303,7 @@ class Relay:
             if call.is_client_gone:
                 ending = Ending.CLIENT_GONE
         relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
-        relayed.seen = Seen(
-            ending, reader.usage, reader.output_tokens_estimate(), reader.output_seen, relayed.seen.missing_usage
-        )
+        relayed.seen = Seen(ending, reader.usage, reader.output_tokens_estimate, relayed.seen.missing_usage)
 
     def _broken(self, call: Call, relayed: Relayed) -> Ending:
         """Why a read failed: we closed it for a reason, or the upstream broke."""

@@ -12,6 +12,7 @@ from gateway.clock import monotonic_seconds
 from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import BodyTooLarge, MalformedRequest, RequestTimedOut, UnsupportedMediaType
 from gateway.request.handle import Finish, Gateway, handle
+from gateway.web.whole_reply import WholeReply, is_plain
 
 
 class Exchange:
@@ -44,7 +45,11 @@ class Exchange:
             raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")
         try:
             if request.content.is_eof():
-                return await request.read()
+                # All of it came with the head: nothing to wait for.
+                body = request.content.read_nowait()
+                if len(body) > self._body_bytes_max:
+                    raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")
+                return body
             if self.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             async with asyncio.timeout(self._body_seconds):
@@ -81,6 +86,8 @@ class Exchange:
     async def finish(self, finish: Finish) -> web.StreamResponse:
         """Send what comes last."""
         if not finish.started:
+            if is_plain(self._request, finish.status):
+                return WholeReply(self._request, finish.status, finish.headers, finish.body)
             return web.Response(status=finish.status, headers=finish.headers, body=finish.body)
         response = self._response
         if response is None:

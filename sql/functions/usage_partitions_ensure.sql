@@ -14,7 +14,7 @@ BEGIN
         v_name := 'usage_events_' || to_char(v_month, 'YYYY_MM');
         CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
         -- Every gateway comes here at once, on the first of a month: one makes the partition, the others find it.
-        LOCK TABLE usage_events IN SHARE UPDATE EXCLUSIVE MODE;
+        LOCK TABLE ONLY usage_events IN SHARE UPDATE EXCLUSIVE MODE;
         CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
         EXECUTE format(
             'CREATE TABLE %I PARTITION OF usage_events FOR VALUES FROM (%L) TO (%L)',

@@ -30,7 +30,7 @@ SET_COUNT = ("IF v_rows <> cardinality(v_closed) THEN", "IF false THEN")
 
 # The campaign of tests/properties/test_ledger_life.py, always the same lives, without looking for the shortest.
 THE_SAME_LIVES = settings(
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -121,7 +121,7 @@ async def test_one_sweeps_what_the_other_left_and_nothing_that_is_alive(durable:
             await two.upstream.received(10)
             for served in two.upstream.log:
                 await served.sent_events(10)
-            await asyncio.sleep(1.5)  # past half of the validity: what has been relayed is checkpointed
+            await asyncio.sleep(1.75)  # past half of the validity: what has been relayed is checkpointed
             await killed.kill()
 
             async def only_the_living_hold() -> bool:

@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.cli.command import FareboxCommand
 from gateway.cli.main import COMMANDS, EPILOG, cli
 from gateway.db.embedded import EmbeddedPostgres
+from gateway.db.embedded_process import live_postmaster
 from tests.cli.conftest import BadUsage
 from tests.support.command import Command
 from tests.support.embedded import WAIT_SECONDS_MAX, new_home
@@ -114,7 +115,7 @@ def test_an_interrupted_command_leaves_no_server_behind(number: signal.Signals) 
     with new_home() as home, process(["wallet", "list"], home.parent) as running:
         server = EmbeddedPostgres(home)
         deadline = time.monotonic() + WAIT_SECONDS_MAX
-        while not server.is_running() and time.monotonic() < deadline:
+        while not ((found := live_postmaster(home / "cluster")) and found.ready) and time.monotonic() < deadline:
             time.sleep(0.002)
         running.send_signal(number)
         _, said = running.communicate(timeout=WAIT_SECONDS_MAX)

@@ -303,7 +303,7 @@ def test_a_body_that_cannot_be_changed_is_refused() -> None:
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply.name)
 def test_recorded_reply(reply: Reply) -> None:
     seen = ENDPOINT.read_reply(reply.body)
-    assert (seen.output_tokens_estimate, seen.failed) == (reply.output_tokens_estimate, reply.failed)
+    assert (seen.count_output(), seen.failed) == (reply.output_tokens_estimate, reply.failed)
     reading = None if seen.usage is None else ENDPOINT.read_usage(seen.usage, LIMITS)
     assert (None if reading is None else reading.quantities) == reply.quantities
     assert (0 if reading is None else reading.reasoning_tokens) == reply.reasoning_tokens
@@ -316,12 +316,12 @@ def test_recorded_reply(reply: Reply) -> None:
 )  # fmt: skip
 def test_a_reply_that_is_none_holds_no_output(reply: bytes) -> None:
     seen = ENDPOINT.read_reply(reply)
-    assert (seen.usage, seen.output_tokens_estimate, seen.failed) == (None, 0, False)
+    assert (seen.usage, seen.count_output(), seen.failed) == (None, 0, False)
 
 
 def test_an_error_in_a_reply_is_not_output() -> None:
     seen = ENDPOINT.read_reply(b'{"error":{"message":"m"},"choices":[{"message":{"content":"an error text"}}]}')
-    assert (seen.output_tokens_estimate, seen.failed) == (0, True)
+    assert (seen.count_output(), seen.failed) == (0, True)
     assert not ENDPOINT.read_reply(b'{"error":null,"choices":[]}').failed
 
 

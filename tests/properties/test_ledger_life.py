@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.support.ledger_life import Database, live
 from tests.support.postgres import ScratchPostgres
 
-EXAMPLES = int(os.environ.get("FAREBOX_LEDGER_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FAREBOX_LEDGER_EXAMPLES", "50"))
 
 
 @pytest.fixture

@@ -114,7 +114,9 @@ async def farebox(
         await price_models(database)
         wallet_id, key = await make_wallet(database, credit)
         upstreams = tuple(
-            UpstreamSettings(name=f"up{number}", base_url=url, api_key=SecretStr("sk-upstream-secret"), **(upstream or {}))
+            UpstreamSettings(
+                name=f"up{number}", base_url=url, api_key=SecretStr("sk-upstream-secret"), **(upstream or {})
+            )
             for number, url in enumerate(base_urls)
         )
         chosen: dict[str, Any] = {"port": 0, "ops_port": 0, "data_directory": directory, "stop_seconds": 2.0} | settings

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
-from gateway.tasks import spawn
+from gateway.tasks import spawn, stop
 
 _READ_BYTES_MAX = 2**16
 
@@ -64,15 +64,18 @@ class LedgerProxy:
         far_reader, far_writer = await asyncio.open_unix_connection(socket)
         self._writers |= {writer, far_writer}
         self.connections += 1
-        back = spawn(self._pump(far_reader, writer), name="ledger proxy")
+        pumps = [self._pump(reader, far_writer), self._pump(far_reader, writer)]
+        tasks = [spawn(pump, name="ledger proxy") for pump in pumps]
         try:
-            await self._pump(reader, far_writer)
+            # Whichever side ends first ends the other.
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.connections -= 1
             for end in (writer, far_writer):
                 self._writers.discard(end)
                 end.transport.abort()
-            await back
+            for task in tasks:
+                await stop(task)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from gateway.db.embedded import EmbeddedPostgres
+from gateway.db.embedded_process import end, live_postmaster
 from gateway.db.migrate import migrate
 from gateway.db.pool import Database
 from tests.support.gateway import make_wallet, price_models
@@ -141,8 +141,9 @@ class Gateways:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(gateway.pid, signal.SIGKILL)
             gateway.process.wait()
-        if (self.data_directory / "postgres").exists():
-            EmbeddedPostgres(self.data_directory / "postgres").kill()
+        cluster = self.data_directory / "postgres" / "cluster"
+        if cluster.exists() and (server := live_postmaster(cluster)) is not None:
+            end(cluster, server.pid, None, timeout_seconds=4.0)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def start(self, command: str, environment: Mapping[str, str]) -> GatewayProcess:

@@ -1,0 +1,68 @@
+"""A reply whose head and body are known go to the socket in one write.
+
+aiohttp's own Response takes some fifty calls for that (counted: 560 of the 5,050 bytecodes that it spends on a relayed
+call), so a metered JSON reply is written here. Whatever is not plain HTTP/1.1 with a body is left to aiohttp.
+"""
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
+
+from gateway.clock import unix_seconds
+
+_JOINED_BYTES_MAX = 65_536  # copying a longer body costs more than a second buffer
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_date = (0, "")
+
+
+def is_plain(request: web.BaseRequest, status: int) -> bool:
+    """Whether a reply to `request` has a body and needs no special framing (RFC 9110, section 6.4.1)."""
+    return request.version == (1, 1) and request.method != "HEAD" and status >= 200 and status not in (204, 205, 304)
+
+
+class WholeReply(web.StreamResponse):
+    """Already sent when it is made; to the server it is a response like any other."""
+
+    def __init__(self, request: web.BaseRequest, status: int, headers: CIMultiDict[str], body: bytes) -> None:
+        super().__init__(status=status)
+        self._stays_open = request.keep_alive
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines.append(f"Content-Length: {len(body)}\r\nDate: {_http_date()}")
+        if not self._stays_open:
+            lines.append("Connection: close")
+        head = "\r\n".join(lines)
+        # A line break inside a value would let an upstream write headers of its own.
+        assert head.count("\n") == len(lines), "a header value has a line break"
+        sent = (head + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            return  # the client left; its reply is settled, and nothing more is owed
+        if len(body) <= _JOINED_BYTES_MAX:
+            transport.write(sent + body)
+        else:
+            transport.writelines((sent, body))
+
+    @property
+    def keep_alive(self) -> bool | None:
+        """Whether the connection may be used again."""
+        return self._stays_open
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002 - the base names it
+        """Nothing is left to be prepared."""
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to be written."""
+
+
+def _http_date() -> str:
+    """Now, as RFC 9110 writes it; made once a second."""
+    global _date  # noqa: PLW0603 - a cache of one entry
+    second = int(unix_seconds())
+    if _date[0] != second:
+        _date = (second, formatdate(second, usegmt=True))
+    return _date[1]
