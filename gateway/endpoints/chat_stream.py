@@ -20,7 +20,7 @@ from gateway.core.sse import EVENT_BYTES_MAX, Kind, SseSplitter, event_data, is_
 from gateway.core.usage import merge_usage
 
 # How many relayed bytes may wait to be counted. Small, for there are as many of them as open streams.
-UNCOUNTED_BYTES_MAX = 16_384
+UNCOUNTED_BYTES_MAX = 32_768
 # Room for a usage event and an end event of any size that is read at all. After the end, what is over it is dropped:
 # no client reads on after `[DONE]`, and an upstream that never stops must not fill our memory.
 WITHHELD_BYTES_MAX = 2 * EVENT_BYTES_MAX

@@ -97,9 +97,7 @@ class Exchange:
             self.abort()
             return response
         try:
-            if finish.body:
-                await response.write(finish.body)
-            await response.write_eof()
+            await response.write_eof(finish.body)
         except ConnectionError:
             pass  # it left after its reply was settled; nothing more is owed
         return response

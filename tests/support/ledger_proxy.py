@@ -14,14 +14,16 @@ _READ_BYTES_MAX = 2**16
 class LedgerProxy:
     """Forwards connections to the database of a DSN. `dsn` goes through it.
 
-    `pause` holds back whatever either side sends, `cut` resets every connection and refuses new ones; `restore` undoes
-    both. `connections` is how many are open through it now.
+    `pause` holds back whatever either side sends, `mute` only what the database answers; `cut` resets every connection
+    and refuses new ones; `restore` undoes all of it. `connections` is how many are open through it now.
     """
 
     def __init__(self, dsn: str) -> None:
         self._parts = urlsplit(dsn)
-        self._running = asyncio.Event()
-        self._running.set()
+        self._asking = asyncio.Event()
+        self._answering = asyncio.Event()
+        self._asking.set()
+        self._answering.set()
         self._is_cut = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -36,7 +38,11 @@ class LedgerProxy:
         return urlunsplit(("postgresql", place, self._parts.path, "sslmode=disable", ""))
 
     def pause(self) -> None:
-        self._running.clear()
+        self._asking.clear()
+        self._answering.clear()
+
+    def mute(self) -> None:
+        self._answering.clear()
 
     def cut(self) -> None:
         self._is_cut = True
@@ -45,7 +51,8 @@ class LedgerProxy:
 
     def restore(self) -> None:
         self._is_cut = False
-        self._running.set()
+        self._asking.set()
+        self._answering.set()
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -53,7 +60,7 @@ class LedgerProxy:
     async def close(self) -> None:
         assert self._server is not None
         self._server.close()
-        self._running.set()
+        self.restore()
         self.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +71,7 @@ class LedgerProxy:
         far_reader, far_writer = await asyncio.open_unix_connection(socket)
         self._writers |= {writer, far_writer}
         self.connections += 1
-        pumps = [self._pump(reader, far_writer), self._pump(far_reader, writer)]
+        pumps = [self._pump(reader, far_writer, self._asking), self._pump(far_reader, writer, self._answering)]
         tasks = [spawn(pump, name="ledger proxy") for pump in pumps]
         try:
             # Whichever side ends first ends the other.
@@ -77,10 +84,11 @@ class LedgerProxy:
             for task in tasks:
                 await stop(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, running: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_READ_BYTES_MAX):
-                await self._running.wait()
+                await running.wait()
                 writer.write(data)
                 await writer.drain()
 
