@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -85,8 +85,10 @@ class App:
 
 
 @asynccontextmanager
-async def running(settings: Settings, dsn: str, *, upstreams: tuple[UpstreamSettings, ...]) -> AsyncIterator[App]:
-    """A gateway that serves while the context lasts, and drains at its end.
+async def running(
+    settings: Settings, dsn: str, *, upstreams: tuple[UpstreamSettings, ...], services: Sequence[Service] = ()
+) -> AsyncIterator[App]:
+    """A gateway that serves while the context lasts, and drains at its end. `services` run beside its own.
 
     Raises LedgerAway, JournalUnwritable, and OSError for a port that is taken.
     """
@@ -109,7 +111,7 @@ async def running(settings: Settings, dsn: str, *, upstreams: tuple[UpstreamSett
         stack.push_async_callback(session.close)
         app = _wire(settings, upstreams, database, journal, lane, session, metrics)
         await app.catalogue.run_once()
-        await _start(app, dsn, stack)
+        await _start(app, dsn, services, stack)
         yield app
         await app.drain()
 
@@ -177,7 +179,7 @@ def _wire(
     return app
 
 
-async def _start(app: App, dsn: str, stack: contextlib.AsyncExitStack) -> None:
+async def _start(app: App, dsn: str, services: Sequence[Service], stack: contextlib.AsyncExitStack) -> None:
     """Start every task and open both ports; the stack undoes it in reverse order."""
     settings = app.settings
     lane_task = spawn(app.lane.run(), name="lane")
@@ -190,7 +192,8 @@ async def _start(app: App, dsn: str, stack: contextlib.AsyncExitStack) -> None:
 
     stack.push_async_callback(close_lane)
     watcher = _watcher(app, dsn)
-    services: list[Service] = [
+    services = [
+        *services,
         app.sweep,
         app.replay,
         app.invariants,

@@ -60,13 +60,18 @@ async def _work(dsn: str, is_embedded: bool, work: Callable[[Database], Awaitabl
         await database.close()
 
 
+def embedded_server(settings: Settings) -> EmbeddedPostgres | None:
+    """The embedded server, not yet started; None where a database is configured."""
+    return None if settings.database_url is not None else EmbeddedPostgres(settings.directory() / "postgres")
+
+
 @contextmanager
-def database_server(settings: Settings) -> Iterator[str]:
+def database_server(settings: Settings, server: EmbeddedPostgres | None = None) -> Iterator[str]:
     """The DSN of the configured database, or of the embedded one, which runs while the context lasts."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    server = EmbeddedPostgres(settings.directory() / "postgres")
+    server = server or EmbeddedPostgres(settings.directory() / "postgres")
     with _sigterm_unwinds():
         dsn = server.start()
         try:

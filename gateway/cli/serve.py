@@ -4,20 +4,22 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import click
 
 from gateway.app import App, running
-from gateway.cli.context import Misconfigured, database_server
+from gateway.cli.context import Misconfigured, database_server, embedded_server
 from gateway.db.journal import JournalUnwritable
 from gateway.db.migrate import migrate
 from gateway.db.pool import Database
 from gateway.db.prices import current
 from gateway.logs import configure
 from gateway.settings import Settings, UpstreamSettings
+from gateway.upkeep.keep_database import KeepDatabase
 from gateway.upkeep.price_import import import_prices
+from gateway.upkeep.service import Service
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,18 +47,22 @@ def run_gateway(settings: Settings, upstreams: Upstreams, announce: Announce) ->
     """Everything from the database to the last reply. Raises Misconfigured, EmbeddedPostgresFailed, UnsuitableServer,
     LedgerAway."""
     configure(settings.log_level)
-    with database_server(settings) as dsn:
-        run_loop(_until_signalled(settings, dsn, upstreams, announce))
+    server = embedded_server(settings)
+    services = () if server is None else (KeepDatabase(server),)
+    with database_server(settings, server) as dsn:
+        run_loop(_until_signalled(settings, dsn, upstreams, announce, services))
 
 
-async def _until_signalled(settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce) -> None:
+async def _until_signalled(
+    settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce, services: Sequence[Service]
+) -> None:
     # Signals are taken before the slow parts of a start, so that Ctrl-C never leaves something behind.
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     try:
-        await _serve(settings, dsn, upstreams, announce, stopped)
+        await _serve(settings, dsn, upstreams, announce, services, stopped)
     finally:
         # The loop would give them back to Python, which ends at once: another signal changes nothing any more.
         for number in _SIGNALS:
@@ -65,12 +71,17 @@ async def _until_signalled(settings: Settings, dsn: str, upstreams: Upstreams, a
 
 
 async def _serve(
-    settings: Settings, dsn: str, upstreams: Upstreams, announce: Announce, stopped: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    upstreams: Upstreams,
+    announce: Announce,
+    services: Sequence[Service],
+    stopped: asyncio.Event,
 ) -> None:
     await migrate(dsn)
     await prepare(settings, dsn)
     try:
-        async with upstreams() as served, running(settings, dsn, upstreams=served) as app:
+        async with upstreams() as served, running(settings, dsn, upstreams=served, services=services) as app:
             _spare_the_collector()
             await announce(app)
             await stopped.wait()

@@ -31,18 +31,27 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes) -> tuple[list[Record], int]:
     """The whole records of a journal file, and how many lines were damaged.
 
-    A torn last line is what a crash leaves: it was never acknowledged. A damaged line elsewhere is skipped too, and
-    both are counted, so that the caller can keep the file for a person to see.
+    A torn last line is what a crash leaves: it was never acknowledged, and does not count. A damaged line elsewhere
+    was, so the caller must keep the file for a person to see.
     """
     records: list[Record] = []
     damaged = 0
-    for line in data.split(b"\n"):
-        if not line:
-            continue
-        checksum, _, body = line.partition(b" ")
-        if len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
+    *lines, tail = data.split(b"\n")
+    for line in lines:
+        record = _read(line)
+        if record is not None:
+            records.append(record)
+        elif line:
             damaged += 1
-            continue
-        document = orjson.loads(body)
-        records.append(Record(document["wallet"], document["hold"], orjson.dumps(document["operation"])))
+    whole_tail = _read(tail)
+    if whole_tail is not None:
+        records.append(whole_tail)
     return records, damaged
+
+
+def _read(line: bytes) -> Record | None:
+    checksum, _, body = line.partition(b" ")
+    if not body or checksum != b"%08x" % zlib.crc32(body):
+        return None
+    document = orjson.loads(body)
+    return Record(document["wallet"], document["hold"], orjson.dumps(document["operation"]))

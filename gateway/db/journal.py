@@ -36,15 +36,20 @@ class Journal:
         """Make this process's file. Raises JournalUnwritable."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._path = self._directory / f"{name}.journal"
+            path = self._directory / f"{name}.journal"
             # Locked before it has the name by which others find files to take over.
-            fresh = self._path.with_suffix(".new")
-            self._file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fresh.rename(self._path)
-            _sync_directory(self._directory)
+            fresh = path.with_suffix(".new")
+            file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fresh.rename(path)
+                _sync_directory(self._directory)
+            except OSError:
+                os.close(file)
+                raise
         except OSError as error:
             raise JournalUnwritable(f"{self._directory}: {error.strerror}") from error
+        self._path, self._file = path, file
 
     def close(self) -> None:
         """Give up the file; an empty one is removed."""
@@ -116,15 +121,23 @@ class Journal:
         """What this process has journaled and not yet cleared, and how many lines are damaged."""
         return decode(self._path.read_bytes()) if self._path is not None else ([], 0)
 
-    async def set_aside(self) -> None:
-        """Keep this process's file for a person to see, and go on with a new one."""
+    async def set_aside(self, records: int) -> bool:
+        """Keep this process's file for a person to see, and go on with a new one, if nothing was appended since
+        `records` were read from it. Raises JournalUnwritable, and the file stays the one in use."""
         async with self._lock:
-            assert self._path is not None
-            assert self._file is not None
-            self._path.rename(self._path.with_name(f"{self._path.stem}-{self.bytes_written}.damaged"))
-            os.close(self._file)
-            self.open(self._path.stem)
+            if self._file is None or self._path is None or self.records != records:
+                return False
+            path, file = self._path, self._file
+            aside = path.with_name(f"{path.stem}-{self.bytes_written}.damaged")
+            path.rename(aside)
+            try:
+                self.open(path.stem)
+            except JournalUnwritable:
+                aside.rename(path)
+                raise
+            os.close(file)
             self.bytes_written = self.records = 0
+            return True
 
     async def clear_own(self, records: int) -> bool:
         """Empty this process's file, if nothing was appended since `records` were read from it."""

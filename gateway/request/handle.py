@@ -3,6 +3,7 @@
 From the moment that a hold is placed, every way out of `handle` goes through exactly one settle or void, here.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,8 @@ from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
 from gateway.request.relay import Relay, Relayed
 from gateway.request.settle import Receipt, Settler
 from gateway.request.watch import Call, Client, Watch
+
+_log = logging.getLogger("farebox.handle")
 
 # A stream's client that wants to know the cost asks with this header, and gets an SSE comment near the end.
 RECEIPT_HEADER = "x-farebox-receipt"
@@ -104,14 +107,14 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
     except BaseException:
         # A bug or a cancellation: what was relayed until then is charged, and the failure goes on its way.
         seen = Seen(Ending.CRASHED, None, call.output_tokens_estimate)
-        await gateway.settler.settle(offer, hold, _metered(offer, hold, seen), None)
+        await gateway.settler.settle(offer, hold, _metered(gateway, offer, hold, seen), None)
         raise
     finally:
         gateway.watch.leave(call)
     if points.armed:
         points.reach("relay.done")
     gateway.metrics.added_seconds.observe(max(0.0, call.asked_at_seconds - inbound.began_at_seconds))
-    charge = _metered(offer, hold, relayed.seen)
+    charge = _metered(gateway, offer, hold, relayed.seen)
     if points.armed:
         points.reach("meter.done")
     receipt = await gateway.settler.timed(offer, hold, charge, relayed.upstream)
@@ -122,11 +125,13 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
     return _finish(hold, relayed, charge, receipt, wants_receipt=wants_receipt)
 
 
-def _metered(offer: Offer, hold: Hold, seen: Seen) -> Charge:
+def _metered(gateway: Gateway, offer: Offer, hold: Hold, seen: Seen) -> Charge:
     """The charge; a failure to reckon it is a bug that must not leave the hold open."""
     try:
         return meter(offer, hold, seen)
-    except Exception:
+    except Exception as error:
+        gateway.metrics.crashes.inc()
+        _log.exception("a charge could not be reckoned", exc_info=error, extra={"fields": {"hold": hold.hold_id}})
         return void("meter_failed") if not seen.count_output() else estimate(offer, hold, 0, "meter_failed")
 
 

@@ -5,6 +5,7 @@ chunk. Here a call writes down when it last moved, and a few times a second one 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 from multidict import CIMultiDict
 
 from gateway.clock import monotonic_seconds
+
+_log = logging.getLogger("farebox.watch")
 
 TICK_SECONDS = 0.25
 
@@ -157,7 +160,10 @@ class Watch:
             await asyncio.sleep(TICK_SECONDS)
             now = monotonic_seconds()
             for call in list(self._calls):
-                call.look(now)
+                try:
+                    call.look(now)
+                except Exception as error:  # a bug in one call must not leave all others without deadlines
+                    _log.critical("a call could not be looked after", exc_info=error)
 
     async def emptied(self, *, within_seconds: float) -> None:
         """Return when no call is left, or after `within_seconds`."""

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from gateway.core.journal_record import Record
 from gateway.db.journal import Journal, read_file
@@ -49,8 +48,8 @@ class Replay:
             own = await self._give(records, damaged)
             if not own.damaged and not own.refused:
                 await self._journal.clear_own(count)
-            elif self._journal.records == count:
-                await self._journal.set_aside()
+            else:
+                await self._journal.set_aside(count)
             total = own
         with self._journal.taken_over() as paths:
             for path in paths:
@@ -59,8 +58,8 @@ class Replay:
                 total = Replayed(
                     total.records + other.records, total.damaged + other.damaged, total.refused + other.refused
                 )
-                # A torn last record was never acknowledged; anything that is kept is kept for a person.
-                if other.refused or other.damaged > 1:
+                if other.refused or other.damaged:
+                    # What could not be given is kept for a person.
                     path.rename(path.with_suffix(".damaged"))
                 else:
                     path.unlink()
@@ -84,8 +83,3 @@ class Replay:
                 elif isinstance(result, BaseException):
                     raise result
         return Replayed(len(records) - refused, damaged, refused)
-
-
-def left_behind(directory: Path) -> list[Path]:
-    """Journal files on disk, for `farebox doctor`."""
-    return sorted([*directory.glob("*.journal"), *directory.glob("*.damaged")])

@@ -1,6 +1,7 @@
 """The caller's side of a metered call: reads the body within limits, and writes what the request flow hands over."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -71,6 +72,11 @@ class Exchange:
         if self._request.transport is not None:
             self._request.transport.abort()
 
+    def break_off(self) -> None:
+        """After a failure: a reply that has begun must not look whole, nor leave its reader waiting."""
+        if self._response is not None:
+            self.abort()
+
     async def start(self, status: int, headers: CIMultiDict[str]) -> None:
         """Send the head of a stream."""
         self._response = web.StreamResponse(status=status, headers=headers)
@@ -96,10 +102,8 @@ class Exchange:
         if finish.is_broken:
             self.abort()
             return response
-        try:
+        with contextlib.suppress(ConnectionError):  # it left after its reply was settled; nothing more is owed
             await response.write_eof(finish.body)
-        except ConnectionError:
-            pass  # it left after its reply was settled; nothing more is owed
         return response
 
 
@@ -114,7 +118,11 @@ async def serve(
 ) -> web.StreamResponse:
     """Serve one metered call. Raises Failure."""
     exchange = Exchange(request, body_bytes_max=body_bytes_max, body_seconds=body_seconds)
-    finish = await handle(gateway, endpoint, path, exchange, exchange)
+    try:
+        finish = await handle(gateway, endpoint, path, exchange, exchange)
+    except BaseException:
+        exchange.break_off()
+        raise
     response = await exchange.finish(finish)
     if points.armed:
         points.reach("finish.sent")

@@ -1,0 +1,87 @@
+"""Bounds of a call: never below what it can cost, and the largest cap that a sum can buy."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from gateway.core.catalogue import Meter, Model, Price, Rates, Tier
+from gateway.core.ceiling import CapTooLarge, Ceiling, affordable_output_tokens, ceiling
+from gateway.core.money import ceil_nanos
+from gateway.core.pricing import CostOutOfRange, Unpriced, cost_picos
+
+MODEL = Model("m", context_tokens_max=1_000, output_tokens_max=100)
+RATES: Rates = {Meter.INPUT: 1_000, Meter.OUTPUT: 4_000}
+
+
+def price_of(rates: Rates = RATES, tiers: tuple[Tier, ...] = ()) -> Price:
+    return Price(1, "m", datetime(2026, 1, 1, tzinfo=UTC), "test", rates, tiers)
+
+
+def ceiling_of(price: Price, tokens_in: int, cap: int | None, choices: int = 1, least: int = 16) -> Ceiling:
+    return ceiling(
+        price, MODEL, input_tokens_max=tokens_in, output_tokens_cap=cap, choices=choices, min_output_tokens=least
+    )
+
+
+DEAR_ABOVE_10 = (Tier(10, {Meter.INPUT: 2_000}),)
+
+
+@pytest.mark.parametrize(
+    ("price", "tokens_in", "cap", "choices", "least", "expected"),
+    [
+        (price_of(), 10, 5, 1, 16, Ceiling(10, 5, 30, 30)),
+        (price_of(), 10, 5, 3, 16, Ceiling(10, 5, 70, 70)),
+        (price_of(), 10, 100, 1, 16, Ceiling(10, 100, 410, 410)),
+        (price_of(), 10, None, 1, 16, Ceiling(10, 100, 410, 74)),
+        (price_of(), 10, None, 2, 16, Ceiling(10, 100, 810, 138)),
+        (price_of(), 10, None, 1, 101, Ceiling(10, 100, 410, 410)),  # the model says less than the least
+        (price_of(), 5_000, 0, 1, 16, Ceiling(1_000, 0, 1_000, 1_000)),  # the context bounds the prompt
+        (price_of({Meter.INPUT: 1, Meter.OUTPUT: 0}), 1, 1, 1, 16, Ceiling(1, 1, 1, 1)),  # a pico is held as a nano
+        (price_of({Meter.INPUT: 0, Meter.OUTPUT: 0}), 10, None, 1, 16, Ceiling(10, 100, 0, 0)),
+        (price_of({**RATES, Meter.CACHE_WRITE: 1_250}), 100, 0, 1, 16, Ceiling(100, 0, 125, 125)),
+        (price_of({**RATES, Meter.CACHED_INPUT: 500}), 100, 0, 1, 16, Ceiling(100, 0, 100, 100)),
+        (price_of(tiers=DEAR_ABOVE_10), 10, 0, 1, 16, Ceiling(10, 0, 10, 10)),
+        (price_of(tiers=DEAR_ABOVE_10), 11, 0, 1, 16, Ceiling(11, 0, 22, 22)),
+    ],
+)
+def test_the_most_a_call_can_cost(
+    price: Price, tokens_in: int, cap: int | None, choices: int, least: int, expected: Ceiling
+) -> None:
+    assert ceiling_of(price, tokens_in, cap, choices, least) == expected
+
+
+def test_what_has_no_ceiling_is_refused() -> None:
+    with pytest.raises(CapTooLarge, match="at most 100 completion tokens"):
+        ceiling_of(price_of(), 10, 101)
+    with pytest.raises(Unpriced):
+        ceiling_of(price_of({Meter.INPUT: 1}), 10, 5)
+    with pytest.raises(Unpriced):
+        ceiling_of(price_of({Meter.OUTPUT: 1}), 10, 5)
+    with pytest.raises(CostOutOfRange):
+        ceiling_of(price_of({Meter.INPUT: 10**12, Meter.OUTPUT: 10**12}), 10, 100, choices=10**6)
+
+
+@pytest.mark.parametrize("tokens_in", [1, 10, 11, 500])
+def test_no_usage_within_the_bounds_costs_more(tokens_in: int) -> None:
+    price = price_of({**RATES, Meter.CACHED_INPUT: 333, Meter.CACHE_WRITE: 1_501}, DEAR_ABOVE_10)
+    bound = ceiling_of(price, tokens_in, 7)
+    for meter in (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE):
+        for used in range(1, tokens_in + 1):
+            assert ceil_nanos(cost_picos(price, {meter: used, Meter.OUTPUT: 7})) <= bound.nanos
+
+
+@pytest.mark.parametrize("rates", [RATES, {Meter.INPUT: 1_333, Meter.OUTPUT: 777}])
+@pytest.mark.parametrize("choices", [1, 3])
+@pytest.mark.parametrize("nanos", [0, 9, 10, 13, 14, 17, 100, 409, 410, 10_000])
+def test_the_largest_cap_that_a_sum_buys(rates: Rates, choices: int, nanos: int) -> None:
+    price = price_of(rates)
+    bought = affordable_output_tokens(price, 10, choices, nanos, limit=100)
+
+    def cost(tokens: int) -> int:
+        return ceil_nanos(10 * rates[Meter.INPUT] + tokens * choices * rates[Meter.OUTPUT])
+
+    assert bought == max((tokens for tokens in range(1, 101) if cost(tokens) <= nanos), default=0)
+
+
+def test_free_output_is_bounded_by_its_limit() -> None:
+    assert affordable_output_tokens(price_of({Meter.INPUT: 1, Meter.OUTPUT: 0}), 10, 1, 10, limit=77) == 77
