@@ -46,6 +46,9 @@ class UpstreamSettings(BaseModel):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("must be an http:// or https:// URL without query, such as https://api.example.com/v1")
+        if parts.username is not None:
+            raise ValueError("takes no user or password; set api_key or api_key_env")
+        _ = parts.port  # raises ValueError where it is out of range
         return value.rstrip("/")
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ _LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 _BLANK_LINE = re.compile(_LINE_END + rb"{2}")
 _BLANK_LINES = re.compile(_LINE_END + rb"{2,}")
 _LINE_ENDS = b"\r\n"
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 # A read that stopped inside a blank line ends with at most one line end, and that is at most CRLF.
 _LINE_END_BYTES_MAX = 2
 
@@ -168,7 +168,7 @@ def event_data(event: bytes) -> bytes | None:
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
         return event[6:-2]
     values: list[bytes] = []
-    for line in event.removeprefix(_BOM).splitlines():
+    for line in event.removeprefix(BOM).splitlines():
         if line.startswith(b"data:"):
             values.append(line[6:] if line.startswith(b"data: ") else line[5:])
         elif line == b"data":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import orjson
 
 from gateway.core.estimate import tokens_from_bytes
-from gateway.core.json_members import MemberScanner
+from gateway.core.json_members import MemberScanner, parse
 
 # Enough that a client without them has no whole JSON document, and little to hold back.
 _KEPT_BYTES = 16
@@ -39,9 +39,11 @@ class LargeReply:
 
     @property
     def usage(self) -> Mapping[str, object] | None:
-        """The raw usage object, or None."""
-        value = self._scanner.values.get("usage")
-        usage = orjson.loads(value) if value is not None else None
+        """The raw usage object, or None; one that is no JSON, such as with a NaN in it, says nothing."""
+        try:
+            usage = parse(self._scanner.values.get("usage", b"null"))
+        except orjson.JSONDecodeError:
+            return None
         return usage if isinstance(usage, dict) else None
 
     def count_output(self) -> int:

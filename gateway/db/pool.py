@@ -71,7 +71,12 @@ class Database:
         try:
             pool = self._pool or await self._open()
             async with pool.acquire(timeout=5.0) as connection:
-                yield cast(Connection, connection)  # a proxy with the same methods
+                try:
+                    yield cast(Connection, connection)  # a proxy with the same methods
+                except (asyncio.CancelledError, TimeoutError):
+                    # Whoever waited has given up: the pool must not wait on for an answer that may never come.
+                    connection.terminate()
+                    raise
         except Exception as error:
             if is_away(error):
                 raise LedgerAway(type(error).__name__) from error

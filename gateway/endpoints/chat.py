@@ -12,7 +12,9 @@ import orjson
 
 from gateway.core.estimate import OutputCounter, prompt_tokens_estimate
 from gateway.core.json_members import MalformedJson, duplicate_member, member_values, parse, with_members
+from gateway.core.sse import BOM
 from gateway.core.usage import Limits, Reading, read_token_usage
+from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
 from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
 
@@ -20,6 +22,9 @@ MODEL_CHARS_MAX = 256
 CHOICES_MAX = 128
 OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
 MEMBERS_MAX = 256
+# Quotes and opening brackets, counted without a parse. The event loop stands still while a body is read: 20 MB of `[]`
+# took 6 s, a million of them 0.3 s. It is more than the text of any context has.
+VALUES_MAX = 1_000_000
 # The dearest image of any model in the reference: 30,000 patches at 1.62 tokens. The estimate is a common one.
 IMAGE_TOKENS_MAX = 48_600
 IMAGE_TOKENS_ESTIMATE = 1_445
@@ -96,6 +101,10 @@ class ChatEndpoint:
     name = "chat.completions"
 
     def read_request(self, body: bytes) -> CallRequest:
+        if len(body) > VALUES_MAX and sum(body.count(mark) for mark in (b'"', b"[", b"{")) > VALUES_MAX:
+            raise InvalidRequest(
+                f"The body has more than {VALUES_MAX} strings, lists and objects.", code="body_too_large"
+            )
         try:
             request = parse(body)
         except orjson.JSONDecodeError as error:
@@ -111,7 +120,7 @@ class ChatEndpoint:
             raise InvalidRequest("'stream' must be true or false.", param="stream")
         caps = [cap for name in _CAPS if (cap := _whole(request, name, OUTPUT_TOKENS_CAP_MAX)) is not None]
         choices = _whole(request, "n", CHOICES_MAX)
-        wants_usage = _wants_usage(request, stream=bool(stream))
+        wants_usage = _wants_usage(body, request, stream=bool(stream))
         _refuse_unpriced(request)
         images = _read_messages(request.get("messages"))
         input_tokens_max, input_tokens_estimate = _input_tokens(body, request, images)
@@ -147,9 +156,9 @@ class ChatEndpoint:
     def read_reply(self, body: bytes) -> ReplySeen:
         """A reply that is no JSON object, such as a proxy's HTML page, holds no output and is not charged."""
         try:
-            reply = parse(body)
+            reply = parse(body.removeprefix(BOM))
         except orjson.JSONDecodeError:
-            reply = None
+            return _unparsed(body.removeprefix(BOM))
         if not isinstance(reply, dict):
             return ReplySeen(None, int, False)
         usage = reply.get("usage")
@@ -159,6 +168,19 @@ class ChatEndpoint:
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         return read_token_usage(usage, limits)
+
+
+def _unparsed(body: bytes) -> ReplySeen:
+    """A reply that our parser refuses and a client's may not: a NaN, bad UTF-8, deep nesting, events under a wrong
+    content type. Its usage counts all the same."""
+    if body.lstrip().startswith((b"data:", b"event:", b":")):
+        stream = ChatStream(remove_usage=False)
+        stream.feed(body)
+        stream.finish()
+        return ReplySeen(stream.usage, stream.output_tokens_estimate, stream.failed)
+    scanned = LargeReply()
+    scanned.feed(body)
+    return ReplySeen(scanned.usage, scanned.count_output if scanned.is_complete else int, False)
 
 
 def _output_tokens(choices: object) -> int:
@@ -218,7 +240,7 @@ def _whole(request: dict[str, object], name: str, maximum: int) -> int | None:
     return value
 
 
-def _wants_usage(request: dict[str, object], *, stream: bool) -> bool:
+def _wants_usage(body: bytes, request: dict[str, object], *, stream: bool) -> bool:
     options = request.get("stream_options")
     if options is None:
         return False
@@ -226,10 +248,27 @@ def _wants_usage(request: dict[str, object], *, stream: bool) -> bool:
         raise InvalidRequest("'stream_options' must be an object.", param="stream_options")
     if not stream:
         raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    if any(name != "include_usage" and name.casefold() == "include_usage" for name in options):
+        raise _usage_twice()
+    if body.count(b'"include_usage"') > 1 or _ESCAPED_LETTER.search(body) is not None:
+        # Which of two counts is up to the parser; one that the upstream reads as false leaves us without usage.
+        try:
+            raw = member_values(body, frozenset({"stream_options"}))["stream_options"]
+            twice = duplicate_member(raw, frozenset({"include_usage"}))
+        except MalformedJson as error:
+            raise _unreadable(error) from None
+        if twice is not None:
+            raise _usage_twice()
     wanted = options.get("include_usage")
     if wanted is not None and type(wanted) is not bool:
         raise InvalidRequest("'include_usage' must be true or false.", param="stream_options.include_usage")
     return wanted is True
+
+
+def _usage_twice() -> InvalidRequest:
+    return InvalidRequest(
+        "'include_usage' must be given once, and spelled so.", param="stream_options", code="duplicate_member"
+    )
 
 
 def _refuse_unpriced(request: dict[str, object]) -> None:

@@ -18,6 +18,7 @@ from gateway.core.estimate import OutputCounter, utf8_bytes
 from gateway.core.json_members import parse
 from gateway.core.sse import EVENT_BYTES_MAX, Kind, SseSplitter, event_data, is_whole, split_events
 from gateway.core.usage import merge_usage
+from gateway.core.usage_json import LargeReply
 
 # How many relayed bytes may wait to be counted. Small, for there are as many of them as open streams.
 UNCOUNTED_BYTES_MAX = 32_768
@@ -197,6 +198,7 @@ class ChatStream:
         try:
             chunk = parse(data)
         except orjson.JSONDecodeError:
+            self._take_unparsed(data)
             return False
         if not isinstance(chunk, dict):
             return False
@@ -210,6 +212,14 @@ class ChatStream:
             if isinstance(candidate, dict):
                 self._usage = merge_usage(self._usage, candidate)
         return chunk.get("choices") == [] and isinstance(usage, dict) and not is_error(chunk)
+
+    def _take_unparsed(self, data: bytes) -> None:
+        """A chunk that our parser refuses and a client's may not, such as one with NaN: a token, and its usage."""
+        scanned = LargeReply()
+        scanned.feed(data)
+        if scanned.is_complete:
+            self._counter.add(0)
+            self._usage = merge_usage(self._usage, scanned.usage)
 
     def _count(self) -> None:
         if self._uncounted:

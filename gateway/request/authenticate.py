@@ -63,13 +63,16 @@ class Authenticator:
         digest = hashlib.sha256(key.encode()).digest()
         entry = self._known.get(digest)
         if entry is None or entry[1] <= monotonic_seconds():
-            entry = await self._look_up(digest, peer)
+            # A key that was good a moment ago is no guess: others who guess from the same address must not shut it out.
+            is_guess = entry is None or entry[0] is None
+            entry = await self._look_up(digest, peer, is_guess=is_guess)
         if entry[0] is None:
             raise Unauthenticated("The API key is not valid: it is unknown, revoked or expired.")
         return entry[0]
 
-    async def _look_up(self, digest: bytes, peer: str) -> tuple[Principal | None, float]:
-        self._refuse_guessing(peer)
+    async def _look_up(self, digest: bytes, peer: str, *, is_guess: bool) -> tuple[Principal | None, float]:
+        if is_guess:
+            self._refuse_guessing(peer)
         for _ in range(_LOOKUPS_MAX):
             generation = self._generation
             row = await self._lookup(digest)

@@ -153,7 +153,7 @@ def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, w
     elif seen.ending is Ending.STOPPED:
         failure = Stopping("This gateway is shutting down; the reply was ended early.")
     if relayed.started:
-        is_events = relayed.headers.get("Content-Type", "").startswith("text/event-stream")
+        is_events = relayed.headers.get("Content-Type", "").lower().startswith("text/event-stream")
         rest = relayed.rest
         if failure is not None:
             rest = _error_events(failure) if is_events else b""

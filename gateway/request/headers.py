@@ -10,11 +10,12 @@ _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade"}
 )  # fmt: skip
-# Ours to set, or the client's secrets, or where the client is.
+# Ours to set, or the client's secrets, or where the client is, or would make some servers run another path or method.
 _NOT_SENT = _HOP_BY_HOP | {
     "host", "content-length", "content-encoding", "expect", "accept-encoding", "authorization", "api-key", "x-api-key",
     "openai-organization", "openai-project", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-host",
-    "x-forwarded-proto", "x-real-ip", "x-request-id",
+    "x-forwarded-proto", "x-real-ip", "x-request-id", "x-http-method", "x-http-method-override", "x-method-override",
+    "x-original-url", "x-rewrite-url",
 }  # fmt: skip
 # Ours to set, or whose account the upstream knows us by.
 _NOT_RETURNED = _HOP_BY_HOP | {

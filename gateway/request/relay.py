@@ -16,6 +16,7 @@ from yarl import URL
 from gateway import points
 from gateway.clock import monotonic_seconds
 from gateway.core.inflate import Inflater, UnknownEncoding
+from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.endpoint import StreamReader
 from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
@@ -185,7 +186,7 @@ class Relay:
         try:
             if response.status >= 300:
                 await self._receive_error(response, inflater, relayed, upstream.api_key)
-            elif response.headers.get("Content-Type", "").startswith(_EVENT_STREAM):
+            elif response.headers.get("Content-Type", "").lower().startswith(_EVENT_STREAM):
                 await self._receive_stream(response, inflater, offer, hold, call, relayed)
             else:
                 await self._receive_body(response, inflater, offer, call, relayed)
@@ -245,7 +246,8 @@ class Relay:
             relayed.rest = b"".join(chunks)
             if ending is Ending.COMPLETED:
                 reply = offer.endpoint.read_reply(relayed.rest)
-                if reply.failed or not relayed.rest.lstrip().startswith(b"{"):
+                is_none = not relayed.rest.removeprefix(BOM).lstrip().startswith(b"{")
+                if reply.failed or (is_none and reply.usage is None and not reply.count_output()):
                     # An error, or no reply of a model at all, such as a proxy's page.
                     ending = Ending.BROKE
                 seen = Seen(ending, reply.usage, reply.count_output, relayed.seen.missing_usage)

@@ -1,19 +1,22 @@
 """The caller's side of a metered call: reads the body within limits, and writes what the request flow hands over."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from gateway import points
 from gateway.clock import monotonic_seconds
 from gateway.endpoints.endpoint import Endpoint
-from gateway.errors import BodyTooLarge, MalformedRequest, RequestTimedOut, UnsupportedMediaType
+from gateway.errors import BodyTooLarge, MalformedRequest, Overloaded, RequestTimedOut, UnsupportedMediaType
 from gateway.request.handle import Finish, Gateway, handle
-from gateway.web.whole_reply import WholeReply, is_plain
+from gateway.web.whole_reply import READ_SECONDS_MAX, WholeReply, is_plain
+
+# Of bodies that are on their way, over all callers.
+_GATHERED_BYTES_MAX = 2**29
+_gathered_bytes = 0
 
 
 class Exchange:
@@ -34,11 +37,11 @@ class Exchange:
         return self._request.remote or ""
 
     async def read_body(self) -> bytes:
-        """Raises UnsupportedMediaType, BodyTooLarge, RequestTimedOut, MalformedRequest."""
+        """Raises UnsupportedMediaType, BodyTooLarge, RequestTimedOut, MalformedRequest, Overloaded."""
         request = self._request
         content_type = self.headers.get("Content-Type", "")
-        if content_type != "application/json" and content_type.partition(";")[0].strip().lower() != "application/json":
-            raise UnsupportedMediaType
+        if content_type != "application/json":
+            _check_content_type(content_type)
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Send the body as it is: a Content-Encoding is not taken.")
         length = request.content_length
@@ -54,13 +57,30 @@ class Exchange:
             if self.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             async with asyncio.timeout(self._body_seconds):
-                return await request.read()
+                return await self._gather(request.content)
         except TimeoutError:
             raise RequestTimedOut from None
-        except web.HTTPRequestEntityTooLarge:
-            raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.") from None
         except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
             raise MalformedRequest("The request body broke off or is wrongly encoded.") from None
+
+    async def _gather(self, content: StreamReader) -> bytes:
+        """A body that comes piece by piece. What all callers have sent of theirs so far is bounded: any key can send
+        half a body, on as many connections as it likes, and nothing is held for it yet."""
+        global _gathered_bytes  # noqa: PLW0603 - one event loop, one count
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while data := await content.readany():
+                size += len(data)
+                _gathered_bytes += len(data)
+                if size > self._body_bytes_max:
+                    raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")
+                if _gathered_bytes > max(_GATHERED_BYTES_MAX, 2 * self._body_bytes_max):
+                    raise Overloaded
+                pieces.append(data)
+            return b"".join(pieces)
+        finally:
+            _gathered_bytes -= size
 
     def gone(self) -> bool:
         """Whether the client has closed its connection."""
@@ -102,9 +122,25 @@ class Exchange:
         if finish.is_broken:
             self.abort()
             return response
-        with contextlib.suppress(ConnectionError):  # it left after its reply was settled; nothing more is owed
-            await response.write_eof(finish.body)
+        try:
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                await response.write_eof(finish.body)
+        except ConnectionError:
+            pass  # it left after its reply was settled; nothing more is owed
+        except TimeoutError:
+            self.abort()
         return response
+
+
+def _check_content_type(content_type: str) -> None:
+    """Raises UnsupportedMediaType. In another charset, such as UTF-7, the upstream would read another body."""
+    kind, _, parameters = content_type.lower().replace(" ", "").partition(";")
+    if kind != "application/json":
+        raise UnsupportedMediaType
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name == "charset" and value.strip('"') not in ("utf-8", "utf8", "us-ascii"):
+            raise UnsupportedMediaType("Send the body in UTF-8.")
 
 
 async def serve(

@@ -4,6 +4,7 @@ aiohttp's own Response takes some fifty calls for that (counted: 560 of the 5,05
 call), so a metered JSON reply is written here. Whatever is not plain HTTP/1.1 with a body is left to aiohttp.
 """
 
+import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -15,6 +16,7 @@ from gateway.clock import unix_seconds
 
 _JOINED_BYTES_MAX = 65_536  # copying a longer body costs more than a second buffer
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+READ_SECONDS_MAX = 60.0
 _date = (0, "")
 
 
@@ -38,6 +40,7 @@ class WholeReply(web.StreamResponse):
         # A line break inside a value would let an upstream write headers of its own.
         assert head.count("\n") == len(lines), "a header value has a line break"
         sent = (head + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        self._protocol = request.protocol
         transport = request.transport
         if transport is None or transport.is_closing():
             return  # the client left; its reply is settled, and nothing more is owed
@@ -55,8 +58,20 @@ class WholeReply(web.StreamResponse):
         """Nothing is left to be prepared."""
         return None
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to be written."""
+    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002 - the base names it
+        """Nothing is left to be written; a client that pipelines calls and reads nothing is waited for, within limits.
+
+        Raises ConnectionError for one that left, or that took nothing for too long.
+        """
+        if not self._protocol.writing_paused:
+            return
+        try:
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                await self._protocol._drain_helper()  # noqa: SLF001 - the wait behind every write of aiohttp's own
+        except TimeoutError:
+            if self._protocol.transport is not None:
+                self._protocol.transport.abort()
+            raise ConnectionError("the client does not read its reply") from None
 
 
 def _http_date() -> str:

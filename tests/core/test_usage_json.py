@@ -33,7 +33,9 @@ def test_a_reply_that_breaks_off_is_not_complete(kept_back: int) -> None:
     assert b"".join(passed) + reply.finish() == REPLY[:-kept_back]
 
 
-@pytest.mark.parametrize("usage", ["null", "7", '"text"', "[1]"])
+@pytest.mark.parametrize(
+    "usage", ["null", "7", '"text"', "[1]", '{"prompt_tokens": NaN}', '{"prompt_tokens": 1e999}', "{,}"]
+)
 def test_usage_that_is_no_object_is_none(usage: str) -> None:
     reply, _ = pass_through(b'{"a": 1, "usage": %s}' % usage.encode(), 3)
     assert reply.is_complete

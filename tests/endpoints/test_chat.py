@@ -336,3 +336,42 @@ def test_the_reader_of_a_stream_removes_usage_or_not() -> None:
     for remove_usage, out in ((True, b""), (False, usage_only)):
         reader = ENDPOINT.stream_reader(remove_usage=remove_usage)
         assert reader.feed(usage_only) + reader.finish() == out
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b'\xef\xbb\xbf{"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}}',
+        b'{"choices":[],"x":NaN,"usage":{"prompt_tokens":10,"completion_tokens":5}}',
+        b'{"choices":["\xff"],"usage":{"prompt_tokens":10,"completion_tokens":5}}',
+        b'{"choices":[],"x":%b,"usage":{"prompt_tokens":10,"completion_tokens":5}}' % (b"[" * 2_000 + b"]" * 2_000),
+        b'{"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}} {}',
+        b'data: {"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}}\n\ndata: [DONE]\n\n',
+    ],
+    ids=["BOM", "NaN", "bad UTF-8", "deep", "more after it", "events"],
+)
+def test_usage_is_found_in_a_reply_that_only_lenient_parsers_read(reply: bytes) -> None:
+    seen = ENDPOINT.read_reply(reply)
+    assert seen.usage == {"prompt_tokens": 10, "completion_tokens": 5}
+    assert not seen.failed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        b'{"include_usage":true,"include_usage":false}',
+        b'{"include_usage":false,"include_usage":true}',
+        b'{"include_usage":true,"Include_Usage":false}',
+        b'{"include_usage":true,"includ\\u0065_usage":false}',
+    ],
+)
+def test_include_usage_is_given_once(options: bytes) -> None:
+    """An upstream that reads false where we read true would report no usage."""
+    request = b'{"model":"m","stream":true,"stream_options":%b,"messages":[{"role":"user","content":"x"}]}' % options
+    assert refusal(request)[1] == "duplicate_member"
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b'""'])
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(value: bytes) -> None:
+    request = b'{"model":"m","messages":[%b{}]}' % ((value + b",") * 1_000_000)
+    assert refusal(request)[1] == "body_too_large"

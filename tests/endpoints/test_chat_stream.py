@@ -267,3 +267,13 @@ def test_ordinary_blocks_pass_as_they_are(block: bytes) -> None:
     assert reader.feed(block) == block
     assert (reader.usage, reader.failed, reader.ended, reader.output_seen) == (None, False, False, True)
     assert reader.finish() == b""
+
+
+def test_a_chunk_that_only_lenient_parsers_read_counts() -> None:
+    stream = ChatStream(remove_usage=True)
+    chunk = (
+        b'data: {"choices":[{"delta":{"content":"a"},"p":NaN}],"usage":{"prompt_tokens":3,"completion_tokens":9}}\n\n'
+    )
+    assert stream.feed(chunk) == chunk
+    assert stream.usage == {"prompt_tokens": 3, "completion_tokens": 9}
+    assert stream.output_seen

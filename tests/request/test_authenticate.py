@@ -18,6 +18,7 @@ from gateway.request.authenticate import KEY_CHARS_MAX, Authenticator, presented
 from gateway.tasks import spawn
 from tests.support.gateway import Farebox, farebox, make_wallet
 from tests.support.ledger_proxy import ledger_proxy
+from tests.support.shop import connected
 from tests.support.upstream import FakeUpstream
 
 KEY = "fb-" + "k" * 43
@@ -127,6 +128,16 @@ async def test_guesses_are_limited_by_peer() -> None:
     assert await guess(8, "guesser") is Unauthenticated
 
 
+async def test_a_key_that_was_good_is_looked_up_however_much_others_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy all callers have one address."""
+    authenticator = Keys().authenticator(cache_seconds=0.0, unknown_per_second_max=1)
+    await authenticator.authenticate(bearer(), "proxy")
+    monkeypatch.setitem(authenticator._unknown, "proxy", (int(monotonic_seconds()), 10**9))
+    await authenticator.authenticate(bearer(), "proxy")
+    with pytest.raises(TooManyAttempts):
+        await authenticator.authenticate(bearer("fb-other"), "proxy")
+
+
 async def test_the_cache_and_the_count_of_guesses_are_bounded() -> None:
     nobody = Keys(None)
     authenticator = nobody.authenticator(entries_max=4, unknown_per_second_max=10**6)
@@ -229,6 +240,7 @@ async def test_without_a_database_a_call_is_refused_as_503_and_works_again_after
         ledger_proxy(database_url) as proxy,
         farebox(proxy.dsn, [upstream.base_url], lane_wait_seconds=0.2) as running,
     ):
+        await connected(running)
         _, uncached = await make_wallet(running.app.database, "1")
         async with running.chat() as response:
             assert response.status == 200

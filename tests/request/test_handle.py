@@ -69,6 +69,7 @@ def cancel_this_task() -> None:
 
 # Where the task of a call is cancelled -> how its hold is resolved. A hold that was asked for may be undone, or never
 # have been sent.
+WHOLE: list[tuple[str, str | None]] = [("settled", None)]
 CANCELLED: Mapping[str, list[tuple[str, str | None]]] = {
     "authenticate.done": [("voided", "abandoned")],
     "admit.done": [("voided", "abandoned")],
@@ -76,10 +77,10 @@ CANCELLED: Mapping[str, list[tuple[str, str | None]]] = {
     "relay.connected": [("voided", "gateway_failed")],
     "relay.first_byte": [("voided", "gateway_failed")],
     "relay.mid_stream": [("settled", "gateway_failed")],
-    "relay.done": [("settled", None)],
-    "meter.done": [("settled", None)],
-    "settle.durable": [("settled", None)],
-    "finish.sent": [("settled", None)],
+    "relay.done": WHOLE,
+    "meter.done": WHOLE,
+    "settle.durable": WHOLE,
+    "finish.sent": WHOLE,
 }
 
 
@@ -92,10 +93,16 @@ async def test_a_call_that_is_cancelled_anywhere_is_resolved_once(
         return
     passed = at(monkeypatch, name, cancel_this_task)
     await try_call(shop, form)
-    assert passed[-1] == name or name in ("relay.first_byte", "finish.sent", "relay.connected", "authenticate.done")
+    assert name in passed
     found = await resolutions(shop)
-    assert found == CANCELLED[name] or (name in ("authenticate.done", "admit.done") and found == [])
-    if CANCELLED[name] == [("settled", None)]:
+    allowed = [CANCELLED[name]]
+    if name in ("authenticate.done", "admit.done"):
+        allowed.append([])
+    elif form == "json" and name.startswith("relay."):
+        # A reply that is there already is read without a wait: the cancellation finds the call at its settle.
+        allowed.append(WHOLE)
+    assert found in allowed
+    if found == WHOLE:
         assert (await shop.event())["charged_nanos"] == EXACT
 
 

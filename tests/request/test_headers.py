@@ -22,7 +22,8 @@ OURS = {"accept-encoding": "identity", "x-request-id": "hold-1", "authorization"
 @pytest.mark.parametrize(
     "name",
     ["Authorization", "api_key", "X_API_Key", "Cookie", "OpenAI_Organization", "OpenAI_Project", "Host", "Expect",
-     "Transfer_Encoding", "Upgrade", "X_Forwarded_For", "X_Farebox_Receipt", "x_farebox_anything", "Content_Encoding"],
+     "Transfer_Encoding", "Upgrade", "X_Forwarded_For", "X_Farebox_Receipt", "x_farebox_anything", "Content_Encoding",
+     "X_Original_URL", "X_Rewrite_Url", "X_HTTP_Method_Override"],
 )  # fmt: skip
 def test_secrets_and_hop_by_hop_headers_stay_here(name: str) -> None:
     for spelling in (name, name.upper(), name.lower()):

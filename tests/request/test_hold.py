@@ -22,7 +22,7 @@ from tests.support.gateway import FREE_MODEL, Farebox, farebox
 from tests.support.ledger_proxy import LedgerProxy, ledger_proxy
 from tests.support.offers import offer_of
 from tests.support.postgres import ScratchPostgres
-from tests.support.shop import EXACT, Shop, open_shop, visit
+from tests.support.shop import EXACT, Shop, connected, open_shop, visit
 from tests.support.upstream import FakeUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -190,6 +190,7 @@ async def slow_ledger(scratch: ScratchPostgres, name: str, **settings: Any) -> A
         farebox(proxy.dsn, [upstream.base_url], key_cache_seconds=3_600, **settings) as running,
     ):
         shop = Shop(running, upstream, dsn, {})
+        await connected(running)
         while not running.app.gateway.authenticator.hears():
             await asyncio.sleep(0.01)
         async with running.session.get(f"{running.base_url}/models", headers=running.headers()) as response:

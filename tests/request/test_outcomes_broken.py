@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.request.watch import TICK_SECONDS
 from gateway.tasks import spawn, stop
 from tests.support.behaviours import EMPTY, ERROR_IN_200, HTML, Choose, Completion, End, RawStream, Status
 from tests.support.call import Gate
@@ -26,6 +27,7 @@ from tests.support.shop import (
     Shop,
     both_forms,
     client_noticed_gone,
+    connected,
     open_shop,
     until,
     visit,
@@ -143,6 +145,7 @@ async def test_who_leaves_before_the_first_byte_is_charged_exactly(shop: Shop, f
     gate = Gate()
     shop.upstream.next(Completion(gate=gate))
     await leave(shop, form, 0, gate, at_head=True)
+    await asyncio.sleep(2 * TICK_SECONDS)  # the upstream is waited for, not merely overtaken
     gate.open()
     await shop.resolved(EXACT, "reported", "client_gone", "client_gone")
     assert shop.upstream.log[0].completed
@@ -154,6 +157,7 @@ async def test_who_leaves_after_any_event_is_charged_exactly(shop: Shop, events:
     gate = Gate()
     shop.upstream.next(Completion(output_tokens=3, gate=gate, gate_at_event=events))
     await leave(shop, "stream", min(events, 5), gate)
+    await asyncio.sleep(2 * TICK_SECONDS if events == 3 else 0)
     gate.open()
     await shop.resolved(10 + 4 * 3, "reported", "client_gone", "client_gone")
     assert shop.upstream.log[0].completed
@@ -239,8 +243,9 @@ async def test_without_a_ledger_the_settle_is_journaled_and_charged_once_on_repl
         FakeUpstream() as upstream,
         farebox(proxy.dsn, [upstream.base_url], lane_wait_seconds=0.2) as running,
     ):
+        await connected(running)
         gate = Gate()
-        upstream.default = Completion(gate=gate, gate_at_event=None)
+        upstream.default = Completion(gate=gate)
         replies = [spawn(_read(running.chat(**members)), name="a call") for members in FORMS.values()]
         await upstream.received(2)
         proxy.cut()

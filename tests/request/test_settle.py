@@ -18,7 +18,7 @@ from tests.support.gateway import MODEL, Farebox, farebox
 from tests.support.ledger_proxy import ledger_proxy
 from tests.support.offers import hold_of, offer_of
 from tests.support.postgres import ScratchPostgres
-from tests.support.shop import CREDIT_NANOS, Shop, until
+from tests.support.shop import CREDIT_NANOS, Shop, connected, until
 from tests.support.upstream import FakeUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -122,6 +122,7 @@ async def test_what_the_ledger_does_not_take_is_journaled(scratch: ScratchPostgr
         FakeUpstream() as upstream,
         farebox(proxy.dsn, [upstream.base_url], lane_wait_seconds=0.1) as running,
     ):
+        await connected(running)
         offer, hold = await placed(running)
         proxy.cut()
         settler, journal = running.app.gateway.settler, running.app.journal
@@ -144,6 +145,29 @@ async def test_what_the_ledger_does_not_take_is_journaled(scratch: ScratchPostgr
     await scratch.drop("settle_journal")
 
 
+async def test_a_settle_whose_caller_leaves_while_the_ledger_goes_away_is_journaled(scratch: ScratchPostgres) -> None:
+    """The lane gives up on what nobody waits for: somebody must."""
+    dsn = await scratch.clone("settle_left")
+    async with (
+        ledger_proxy(dsn) as proxy,
+        FakeUpstream() as upstream,
+        farebox(proxy.dsn, [upstream.base_url], lane_wait_seconds=0.1) as running,
+    ):
+        offer, hold = await placed(running)
+        proxy.cut()
+        assert not running.app.lane.away
+        settling = spawn(running.app.gateway.settler.settle(offer, hold, CHARGE, "up0"), name="a settle")
+        await asyncio.sleep(0.01)
+        settling.cancel()
+        await asyncio.gather(settling, return_exceptions=True)
+        assert settling.cancelled()
+        await until(lambda: running.app.journal.records == 1)
+        proxy.restore()
+        await until(lambda: running.app.journal.records == 0)
+        assert (await running.wallet())["balance_nanos"] == CREDIT_NANOS - 90
+    await scratch.drop("settle_left")
+
+
 async def test_without_ledger_and_journal_it_waits_for_the_ledger(scratch: ScratchPostgres) -> None:
     dsn = await scratch.clone("settle_patient")
     async with (
@@ -151,6 +175,7 @@ async def test_without_ledger_and_journal_it_waits_for_the_ledger(scratch: Scrat
         FakeUpstream() as upstream,
         farebox(proxy.dsn, [upstream.base_url], lane_wait_seconds=0.1) as running,
     ):
+        await connected(running)
         offer, hold = await placed(running)
         full = Journal(Path(running.directory) / "full", bytes_max=10)
         full.open("full")

@@ -104,6 +104,11 @@ async def settled(running: Farebox) -> None:
     await until(lambda: running.app.gateway.unsettled == 0)
 
 
+async def connected(running: Farebox) -> None:
+    """Wait until the lane has its connection: on a busy machine that may take longer than a test lets a call wait."""
+    await until(lambda: running.app.lane._connection is not None)
+
+
 async def client_noticed_gone(shop: Farebox) -> None:
     """Wait until the gateway knows that a client has left."""
     await until(lambda: any(call.is_client_gone for call in shop.app.watch._calls))

@@ -110,7 +110,15 @@ async def test_a_model_that_is_not_on_offer(shop: Shop, model: str) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["text/plain", "application/jsonx", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""],
+    [
+        "text/plain",
+        "application/jsonx",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        "application/json; charset=utf-7",
+        'application/json;x=y; CharSet = "UTF-16"',
+    ],
 )
 async def test_a_wrong_content_type(shop: Shop, content_type: str) -> None:
     data = post(shop, BODY, f"Content-Type: {content_type}")
