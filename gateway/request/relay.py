@@ -15,6 +15,7 @@ from yarl import URL
 
 from gateway import points
 from gateway.clock import monotonic_seconds
+from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
@@ -232,6 +233,7 @@ class Relay:
                 chunks.append(data)
                 if size > self._reply_buffer_bytes_max:
                     large = LargeReply()
+                    call.output_tokens_estimate = large.count_output
                     await self._start(call, relayed)
                     await self._pass_on(call, large.feed(b"".join(chunks)))
                     chunks.clear()
@@ -251,6 +253,9 @@ class Relay:
                     # An error, or no reply of a model at all, such as a proxy's page.
                     ending = Ending.BROKE
                 seen = Seen(ending, reply.usage, reply.count_output, relayed.seen.missing_usage)
+                if ending is Ending.BROKE and "Content-Encoding" in relayed.headers:
+                    # Whatever it is, we cannot read it, and the client can: estimated from its size.
+                    seen = Seen(Ending.COMPLETED, None, lambda: tokens_from_bytes(size), seen.missing_usage)
             else:
                 # Half a JSON body is no reply: the client is told so, and pays nothing for it.
                 relayed.failure, relayed.rest = UpstreamUnusable(), b""

@@ -38,7 +38,8 @@ class WholeReply(web.StreamResponse):
             lines.append("Connection: close")
         head = "\r\n".join(lines)
         # A line break inside a value would let an upstream write headers of its own.
-        assert head.count("\n") == len(lines), "a header value has a line break"
+        if head.count("\n") != len(lines):
+            raise ValueError("a header value has a line break")
         sent = (head + "\r\n\r\n").encode("utf-8", "surrogateescape")
         self._protocol = request.protocol
         transport = request.transport

@@ -112,6 +112,8 @@ async def test_an_encoding_that_we_cannot_undo_is_passed_on(shop: Shop) -> None:
     body = bytes(range(256))
     status, headers, got = await shop.call("json", Status(200, body, headers={"content-encoding": "rot13"}))
     assert (status, headers["content-encoding"], got) == (200, "rot13", body)
+    event = await shop.event()
+    assert (event["basis"], event["reason"], event["usage"]["output"]) == ("estimated", "usage_missing", 64)
 
 
 async def test_leading_blank_lines_are_passed_on(shop: Shop) -> None:
