@@ -119,10 +119,13 @@ async def test_readiness_is_red_while_the_gateway_stops(house: House) -> None:
 async def test_readiness_is_red_without_a_model(house: House) -> None:
     running, _ = house
     shelf = running.app.shelf
+    # The catalogue is read again whenever the watcher has reconnected, as it has after the tests above.
+    put, running.app.catalogue._put = running.app.catalogue._put, lambda _: None
     running.app.shelf = type(shelf)([], [], [], {})
     try:
         assert await failing(running) == (503, {"models"})
     finally:
+        running.app.catalogue._put = put
         running.app.shelf = shelf
 
 
