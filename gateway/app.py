@@ -100,16 +100,9 @@ async def running(
         journal.open(f"{os.getpid()}-{new_id()}")
         stack.callback(journal.close)
         lane = _lane(settings, dsn, metrics)
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ttl_dns_cache=60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=max(u.connect_seconds for u in upstreams)),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent",),
-            read_bufsize=2**16,
-        )
-        stack.push_async_callback(session.close)
-        app = _wire(settings, upstreams, database, journal, lane, session, metrics)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ttl_dns_cache=60)
+        stack.push_async_callback(connector.close)
+        app = _wire(settings, upstreams, database, journal, lane, connector, metrics)
         await app.catalogue.run_once()
         await _start(app, dsn, services, stack)
         yield app
@@ -136,7 +129,7 @@ def _wire(
     database: Database,
     journal: Journal,
     lane: Lane,
-    session: aiohttp.ClientSession,
+    connector: aiohttp.BaseConnector,
     metrics: Metrics,
 ) -> App:
     watch = Watch()
@@ -150,7 +143,7 @@ def _wire(
         authenticator=authenticator,
         shelf=lambda: app.shelf,
         holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
-        relay=Relay(session, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
+        relay=Relay(connector, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
         settler=Settler(lane, journal, metrics),
         watch=watch,
         metrics=metrics,

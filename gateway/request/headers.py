@@ -44,22 +44,19 @@ _IS_SENT = _Verdicts(_NOT_SENT)
 _IS_RETURNED = _Verdicts(_NOT_RETURNED)
 
 
-def request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> CIMultiDict[str]:
+def request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> list[tuple[str, str]]:
     """The client's headers, without what is hop-by-hop, secret or ours."""
-    sent: CIMultiDict[str] = CIMultiDict()
     is_sent = _IS_SENT
-    for name, value in headers.items():
-        if is_sent[name]:
-            sent.add(name, value)
+    sent = [header for header in headers.items() if is_sent[header[0]]]
     connection = headers.get("Connection")
     if connection is not None and connection.lower() not in ("keep-alive", "close"):
-        for name in connection.split(","):  # hop-by-hop by the client's word
-            sent.popall(name.strip(), None)
+        named = {name.strip().lower() for name in connection.split(",")}  # hop-by-hop by the client's word
+        sent = [header for header in sent if header[0].lower() not in named]
     # Usage is read from the bytes that are relayed, so they must come plain.
-    sent["Accept-Encoding"] = "identity"
-    sent["X-Request-Id"] = hold.hold_id
+    sent.append(("Accept-Encoding", "identity"))
+    sent.append(("X-Request-Id", hold.hold_id))
     if authorization is not None:
-        sent["Authorization"] = authorization
+        sent.append(("Authorization", authorization))
     return sent
 
 

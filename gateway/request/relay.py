@@ -26,6 +26,7 @@ from gateway.request.admit import Offer, Route
 from gateway.request.headers import hold_headers, reply_headers, request_headers
 from gateway.request.hold import Hold
 from gateway.request.meter import Ending, Seen
+from gateway.request.upstream import Reply, Target, post
 from gateway.request.watch import Call
 
 _log = logging.getLogger("farebox.relay")
@@ -52,13 +53,13 @@ class Relayed:
 
 
 class Relay:
-    """Sends offers upstream over one keep-alive session."""
+    """Sends offers upstream over one pool of keep-alive connections."""
 
-    def __init__(self, session: aiohttp.ClientSession, metrics: Metrics, *, reply_buffer_bytes_max: int) -> None:
-        self._session = session
+    def __init__(self, connector: aiohttp.BaseConnector, metrics: Metrics, *, reply_buffer_bytes_max: int) -> None:
+        self._connector = connector
         self._metrics = metrics
         self._reply_buffer_bytes_max = reply_buffer_bytes_max
-        self._targets: dict[tuple[str, str], _Target] = {}
+        self._targets: dict[tuple[str, str], Target] = {}
 
     async def run(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Relay one call. Raises nothing that the upstream or the client may cause."""
@@ -70,9 +71,9 @@ class Relay:
                 ending = Ending.STOPPED if call.is_stopped else Ending.CLIENT_GONE
             seen = Seen(ending, None, int, route.upstream.missing_usage)
             return Relayed(seen, upstream=route.upstream.name, failure=failure)
-        if points.armed:
-            points.reach("relay.first_byte")
         try:
+            if points.armed:
+                points.reach("relay.first_byte")
             return await self._receive(response, route, offer, hold, call)
         finally:
             if response.content.at_eof() and response.content.exception() is None:
@@ -82,7 +83,7 @@ class Relay:
 
     async def _ask(
         self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call
-    ) -> tuple[aiohttp.ClientResponse | None, Route, Failure | None]:
+    ) -> tuple[Reply | None, Route, Failure | None]:
         """The first upstream's reply that is worth having. Nothing has been sent to the client before this returns."""
         failure: Failure | None = None
         for route in offer.routes:
@@ -100,7 +101,7 @@ class Relay:
 
     async def _ask_one(
         self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call, route: Route
-    ) -> tuple[aiohttp.ClientResponse | None, Failure | None, bool]:
+    ) -> tuple[Reply | None, Failure | None, bool]:
         """(reply, or None; why; whether another upstream may be asked without risking a second bill)."""
         upstream = route.upstream
         name = upstream.name
@@ -122,9 +123,7 @@ class Relay:
         call.asked_at_seconds = call.asked_at_seconds or began
         call.await_first_byte(upstream.first_byte_seconds)
         try:
-            response = await self._session.post(
-                target.url, data=body, headers=sent_headers, allow_redirects=False, timeout=target.timeout
-            )
+            response = await post(self._connector, target, sent_headers, body)
         except asyncio.CancelledError:
             if not call.took_too_long():
                 raise
@@ -139,11 +138,16 @@ class Relay:
         finally:
             call.first_byte_by_seconds = 0.0
         self._metrics.upstream_first_byte.labels(name).observe(monotonic_seconds() - began)
-        if points.armed:
-            points.reach("relay.connected")
-        if response.status >= 400:
-            self._failed(name, "status_429" if response.status == 429 else f"status_{response.status // 100}xx", None)
-        if 300 <= response.status < 400 or response.status < 200:
+        try:
+            if points.armed:
+                points.reach("relay.connected")
+        except BaseException:
+            response.close()
+            raise
+        status = response.status
+        if status >= 400:
+            self._failed(name, "status_429" if status == 429 else f"status_{status // 100}xx", None)
+        elif status >= 300 or status < 200:
             # A redirect would lead the client past the meter, its key in hand.
             response.close()
             return None, self._failed(name, "redirect", UpstreamFailed("The upstream answered with a redirect.")), True
@@ -153,21 +157,19 @@ class Relay:
         self._metrics.upstream_errors.labels(upstream, kind).inc()
         return failure
 
-    def _target(self, route: Route, path: str) -> "_Target":
+    def _target(self, route: Route, path: str) -> Target:
         key = (route.upstream.name, path)
         target = self._targets.get(key)
         if target is None:
             api_key = route.upstream.api_key
-            target = self._targets[key] = _Target(
+            target = self._targets[key] = Target(
                 URL(route.upstream.base_url + path),
-                None if api_key is None else f"Bearer {api_key.get_secret_value()}",
-                aiohttp.ClientTimeout(total=None, sock_connect=route.upstream.connect_seconds),
+                authorization=None if api_key is None else f"Bearer {api_key.get_secret_value()}",
+                connect_seconds=route.upstream.connect_seconds,
             )
         return target
 
-    async def _receive(
-        self, response: aiohttp.ClientResponse, route: Route, offer: Offer, hold: Hold, call: Call
-    ) -> Relayed:
+    async def _receive(self, response: Reply, route: Route, offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Read the reply: a stream as it comes, anything else whole, unless it is too large for that."""
         headers = reply_headers(response.headers)
         headers.update(hold_headers(hold))
@@ -196,7 +198,7 @@ class Relay:
         return relayed
 
     async def _receive_error(
-        self, response: aiohttp.ClientResponse, inflater: Inflater | None, relayed: Relayed, api_key: object
+        self, response: Reply, inflater: Inflater | None, relayed: Relayed, api_key: object
     ) -> None:
         """A refusal is the upstream's own, but for our key, should it quote it."""
         body = bytearray()
@@ -212,7 +214,7 @@ class Relay:
         relayed.rest = bytes(body).replace(secret.encode(), b"***") if secret else bytes(body)
 
     async def _receive_body(
-        self, response: aiohttp.ClientResponse, inflater: Inflater | None, offer: Offer, call: Call, relayed: Relayed
+        self, response: Reply, inflater: Inflater | None, offer: Offer, call: Call, relayed: Relayed
     ) -> None:
         """A reply that is not a stream. Up to the buffer's size it is read whole, and nothing is sent before the
         settle; a larger one passes as it comes, and only its last bytes wait."""
@@ -266,7 +268,7 @@ class Relay:
 
     async def _receive_stream(
         self,
-        response: aiohttp.ClientResponse,
+        response: Reply,
         inflater: Inflater | None,
         offer: Offer,
         hold: Hold,
@@ -340,15 +342,6 @@ class Relay:
                 call.client_left()
             finally:
                 call.writing_since_seconds = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What is the same for every call to one path of one upstream."""
-
-    url: URL
-    authorization: str | None
-    timeout: aiohttp.ClientTimeout
 
 
 class _CutOff:
