@@ -152,6 +152,7 @@ def _wire(
         calls_in_flight_max=settings.calls_in_flight_max,
     )
     metrics.unsettled.set_function(lambda: gateway.unsettled)
+    lane.calls_in_flight = lambda: gateway.in_flight
 
     def put(shelf: Shelf) -> None:
         app.shelf = shelf

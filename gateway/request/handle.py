@@ -70,6 +70,7 @@ class Gateway:
     drain_seconds: float
     calls_in_flight_max: int
     stopping: bool = False
+    in_flight: int = 0  # calls that ask for money or hold it
     unsettled: int = 0  # calls that hold money
 
 
@@ -87,14 +88,18 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     offer = admit(principal, endpoint, body, shelf, min_output_tokens=gateway.min_output_tokens)
     if points.armed:
         points.reach("admit.done")
-    hold = await gateway.holds.place(principal, offer)
-    if points.armed:
-        points.reach("hold.placed")
-    gateway.unsettled += 1
+    gateway.in_flight += 1
     try:
-        return await _held(gateway, path, inbound, client, offer, hold)
+        hold = await gateway.holds.place(principal, offer)
+        if points.armed:
+            points.reach("hold.placed")
+        gateway.unsettled += 1
+        try:
+            return await _held(gateway, path, inbound, client, offer, hold)
+        finally:
+            gateway.unsettled -= 1
     finally:
-        gateway.unsettled -= 1
+        gateway.in_flight -= 1
 
 
 async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, offer: Offer, hold: Hold) -> Finish:

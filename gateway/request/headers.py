@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from gateway.request.hold import Hold
 
@@ -68,7 +68,7 @@ def hold_headers(hold: Hold) -> dict[str, str]:
     return headers
 
 
-def reply_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+def reply_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """The upstream's headers, without what is hop-by-hop or names its account. Its request id moves aside for ours."""
     kept: CIMultiDict[str] = CIMultiDict()
     is_returned = _IS_RETURNED

@@ -26,7 +26,8 @@ from gateway.request.admit import Offer, Route
 from gateway.request.headers import hold_headers, reply_headers, request_headers
 from gateway.request.hold import Hold
 from gateway.request.meter import Ending, Seen
-from gateway.request.upstream import Reply, Target, post
+from gateway.request.upstream import Target, post
+from gateway.request.upstream_reply import Reply
 from gateway.request.watch import Call
 
 _log = logging.getLogger("farebox.relay")
@@ -76,10 +77,7 @@ class Relay:
                 points.reach("relay.first_byte")
             return await self._receive(response, route, offer, hold, call)
         finally:
-            if response.content.at_eof() and response.content.exception() is None:
-                response.release()
-            else:
-                response.close()
+            response.release()
 
     async def _ask(
         self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call
@@ -203,7 +201,7 @@ class Relay:
         """A refusal is the upstream's own, but for our key, should it quote it."""
         body = bytearray()
         try:
-            while data := await response.content.readany():
+            while data := await response.read():
                 body += inflater.feed(data) if inflater is not None else data
                 if len(body) > _ERROR_BODY_BYTES_MAX:
                     raise aiohttp.ClientPayloadError("the error is too large")
@@ -218,14 +216,12 @@ class Relay:
     ) -> None:
         """A reply that is not a stream. Up to the buffer's size it is read whole, and nothing is sent before the
         settle; a larger one passes as it comes, and only its last bytes wait."""
-        content = response.content
         chunks: list[bytes] = []
         size = 0
         large: LargeReply | None = None
         ending = Ending.COMPLETED
         try:
-            while not content.at_eof():
-                data = content.read_nowait() if content.is_eof() else await content.readany()
+            while data := await response.read():
                 call.touch()
                 data = inflater.feed(data) if inflater is not None else data
                 size += len(data)
@@ -282,10 +278,9 @@ class Relay:
         await self._start(call, relayed)
         ending = Ending.COMPLETED
         cut = _CutOff(hold.output_tokens_max * request.choices)
-        content = response.content
         is_first = True
         try:
-            while data := await content.readany():
+            while data := await response.read():
                 call.touch()
                 if inflater is not None:
                     data = inflater.feed(data)

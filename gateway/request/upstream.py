@@ -1,8 +1,8 @@
 """One POST to an upstream over pooled connections: step 4's wire.
 
 A metered call has its whole body and its headers at hand, so its head and body go out in one write. aiohttp's
-connector gives the connection (pool, DNS, TLS) and its parser reads the reply; what ClientSession builds around them
-for each call (cookies, redirects, tracing, payloads, timers) is nothing that is used here.
+connector gives the connection (pool, DNS, TLS); what its ClientSession builds around that for each call (cookies,
+redirects, tracing, payloads, timers) is nothing that is used here.
 """
 
 import asyncio
@@ -12,14 +12,11 @@ from functools import cached_property
 import aiohttp
 from aiohttp import client_reqrep
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDictProxy
 from yarl import URL
 
-_READ_BYTES = 2**16
-_HEAD_LINE_BYTES_MAX = 16_384
+from gateway.request.upstream_reply import Reply
+
 _JOINED_BYTES_MAX = 65_536  # copying a longer body costs more than a second buffer
-_INTERIM = range(100, 200)
 
 
 class _Door(aiohttp.ClientRequest):
@@ -54,34 +51,6 @@ class Target:
             connection.close()
 
 
-class Reply:
-    """An upstream's reply: its head is here, its body is read from `content`. It ends with release or close."""
-
-    __slots__ = ("_connection", "content", "headers", "status")
-
-    def __init__(
-        self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.content = content
-        self._connection = connection
-
-    def release(self) -> None:
-        """The body was read to its end: the connection may be used again, unless ours is still on its way."""
-        transport = self._connection.transport
-        if transport is not None and not transport.get_write_buffer_size():
-            self._connection.release()
-        else:
-            self._connection.close()
-
-    def close(self) -> None:
-        """Drop the connection; whoever reads the body is told."""
-        if not self.content.is_eof() and self.content.exception() is None:
-            self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
-        self._connection.close()
-
-
 async def post(
     connector: aiohttp.BaseConnector, target: Target, headers: Iterable[tuple[str, str]], body: bytes
 ) -> Reply:
@@ -94,27 +63,16 @@ async def post(
     sent = head.encode("utf-8", "surrogateescape")
     connection = await target.connect(connector)
     try:
-        protocol, transport = connection.protocol, connection.transport
-        if protocol is None or transport is None:
+        reply = Reply(connection)
+        transport = connection.transport
+        if transport is None:
             raise aiohttp.ServerDisconnectedError
-        protocol.set_response_params(
-            read_until_eof=True,
-            auto_decompress=False,
-            read_bufsize=_READ_BYTES,
-            max_line_size=_HEAD_LINE_BYTES_MAX,
-            max_field_size=_HEAD_LINE_BYTES_MAX,
-        )
         if len(body) <= _JOINED_BYTES_MAX:
             transport.write(sent + body)
         else:
             transport.writelines((sent, body))
-        message, content = await protocol.read()
-        while message.code in _INTERIM and message.code != 101:
-            message, content = await protocol.read()
-    except HttpProcessingError as error:
-        connection.close()
-        raise aiohttp.ClientPayloadError("the reply is not HTTP") from error
+        await reply.head()
     except BaseException:
         connection.close()
         raise
-    return Reply(message.code, message.headers, content, connection)
+    return reply
