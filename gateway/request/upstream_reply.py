@@ -39,6 +39,7 @@ class Reply:
         "_waiter",
         "headers",
         "is_ended",
+        "on_body",
         "status",
     )
 
@@ -47,9 +48,10 @@ class Reply:
         self.headers: CIMultiDict[str] = _NO_HEADERS
         self.is_ended = False  # all of it has come, though it may not have been read yet
         self._connection = connection
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
         self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append  # what the parser calls for each piece of the body
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._untaken_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
@@ -134,6 +136,7 @@ class Reply:
         except httptools.HttpParserUpgrade:
             self._is_dirty = True
         except httptools.HttpParserError as error:
+            self._is_dirty = True
             self._fail(aiohttp.ClientPayloadError(f"the reply is not HTTP: {type(error).__name__}"))
             return True, b""
         if self._untaken_bytes > UNTAKEN_BYTES_MAX:
@@ -167,8 +170,9 @@ class Reply:
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """A second message is nobody's."""
-        self._is_dirty = self.is_ended
+        """A second message is nobody's: nothing of it may be taken for the body."""
+        if self.is_ended:
+            raise ValueError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header of a head or, to be dropped, of a trailer. The parser refuses line breaks in a value."""
@@ -189,11 +193,6 @@ class Reply:
             )
             self.status = status
             self._untaken_bytes = 0
-
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        if not self.is_ended:
-            self._chunks.append(data)
 
     def on_message_complete(self) -> None:
         """The end of the reply, or of an interim one."""

@@ -12,6 +12,7 @@ from gateway.clock import monotonic_seconds
 from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import BodyTooLarge, MalformedRequest, Overloaded, RequestTimedOut, UnsupportedMediaType
 from gateway.request.handle import Finish, Gateway, handle
+from gateway.web.streamed_reply import StreamedReply
 from gateway.web.whole_reply import READ_SECONDS_MAX, WholeReply, is_plain
 
 # Of bodies that are on their way, over all callers.
@@ -99,9 +100,10 @@ class Exchange:
 
     async def start(self, status: int, headers: CIMultiDict[str]) -> None:
         """Send the head of a stream."""
+        if is_plain(self._request, status):
+            self._response = StreamedReply(self._request, status, headers)
+            return
         self._response = web.StreamResponse(status=status, headers=headers)
-        if self._request.version >= (1, 1):
-            self._response.enable_chunked_encoding()
         await self._response.prepare(self._request)
 
     async def write(self, data: bytes) -> None:

@@ -31,16 +31,7 @@ class WholeReply(web.StreamResponse):
     def __init__(self, request: web.BaseRequest, status: int, headers: CIMultiDict[str], body: bytes) -> None:
         super().__init__(status=status)
         self._stays_open = request.keep_alive
-        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        lines.append(f"Content-Length: {len(body)}\r\nDate: {_http_date()}")
-        if not self._stays_open:
-            lines.append("Connection: close")
-        head = "\r\n".join(lines)
-        # A line break inside a value would let an upstream write headers of its own.
-        if head.count("\n") != len(lines):
-            raise ValueError("a header value has a line break")
-        sent = (head + "\r\n\r\n").encode("utf-8", "surrogateescape")
+        sent = head_bytes(status, headers, f"Content-Length: {len(body)}", stays_open=self._stays_open)
         self._protocol = request.protocol
         transport = request.transport
         if transport is None or transport.is_closing():
@@ -64,15 +55,33 @@ class WholeReply(web.StreamResponse):
 
         Raises ConnectionError for one that left, or that took nothing for too long.
         """
-        if not self._protocol.writing_paused:
-            return
-        try:
-            async with asyncio.timeout(READ_SECONDS_MAX):
-                await self._protocol._drain_helper()  # noqa: SLF001 - the wait behind every write of aiohttp's own
-        except TimeoutError:
-            if self._protocol.transport is not None:
-                self._protocol.transport.abort()
-            raise ConnectionError("the client does not read its reply") from None
+        if self._protocol.writing_paused:
+            await taken(self._protocol)
+
+
+async def taken(protocol: web.RequestHandler) -> None:
+    """Wait, within limits, until the client takes what was written. Raises ConnectionError if it does not."""
+    try:
+        async with asyncio.timeout(READ_SECONDS_MAX):
+            await protocol._drain_helper()  # noqa: SLF001 - the wait behind every write of aiohttp's own
+    except TimeoutError:
+        if protocol.transport is not None:
+            protocol.transport.abort()
+        raise ConnectionError("the client does not read its reply") from None
+
+
+def head_bytes(status: int, headers: CIMultiDict[str], framing: str, *, stays_open: bool) -> bytes:
+    """The head of a reply as it goes out; `framing` is the header that says how its body ends."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines.append(f"{framing}\r\nDate: {_http_date()}")
+    if not stays_open:
+        lines.append("Connection: close")
+    head = "\r\n".join(lines)
+    # A line break inside a value would let an upstream write headers of its own.
+    if head.count("\n") != len(lines):
+        raise ValueError("a header value has a line break")
+    return (head + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def _http_date() -> str:

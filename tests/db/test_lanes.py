@@ -302,3 +302,16 @@ async def test_a_closed_lane_answers_what_it_can_and_fails_the_rest(database_url
         with pytest.raises(LedgerAway):
             await answer
         bench.lane.hurry()
+
+
+async def test_a_batch_grows_to_half_of_the_calls(bench: Bench) -> None:
+    """Were it all of them, the ledger would have nothing to do while they work, and they nothing while it does."""
+    bench.lane.calls_in_flight = lambda: 16
+
+    async def caller() -> None:
+        for _ in range(12):
+            await bench.lane.submit(bench.void(new_id()))
+
+    await asyncio.gather(*(caller() for _ in range(16)))
+    steady = bench.observer.batches[4:-4]
+    assert sorted(steady)[len(steady) // 2] == 8
