@@ -7,6 +7,7 @@ on another one: wallet_apply answers an id that it knows with what it did, and c
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from gateway.db.queries import queries
 
 _RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _RETRIED_STATES = ("40001", "40P01")
+_MEAN_WEIGHT = 0.05
 _HURRY_WAIT_SECONDS = 0.25
 _HURRY_STATEMENT_SECONDS = 0.5
 
@@ -95,6 +97,28 @@ class LaneObserver(Protocol):
     def statement_failed(self, kind: str) -> None: ...
 
 
+class _Mean:
+    """A moving mean, of seconds."""
+
+    __slots__ = ("mean",)
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def add(self, value: float) -> None:
+        self.mean += (value - self.mean) * _MEAN_WEIGHT
+
+
+def batch_wanted(calls: int, work_seconds: float, statement_seconds: float) -> int:
+    """How many operations to wait for: those of all `calls`, or of half of them.
+
+    All of them share one statement best. But then the gateway has nothing to do while the ledger works, and the ledger
+    nothing while the gateway does; where the gateway's own work for the calls, `work_seconds` each, takes longer than
+    a statement, halves keep both busy.
+    """
+    return calls // 2 if calls * work_seconds > statement_seconds else calls
+
+
 class Lane:
     """See the module. `run()` is the lane's own task; it ends after `close()` once the queue is empty."""
 
@@ -122,8 +146,11 @@ class Lane:
         self._closing = False
         self._sql = queries()["lane_apply"]
         self.away_since_seconds: float | None = None
-        # How many calls there are that have sent, or will send, an operation: what a batch may grow to.
+        # How many calls there are that have sent, or will send, an operation.
         self.calls_in_flight: Callable[[], int] = lambda: batch_operations_max
+        self._statement = _Mean()
+        self._work = _Mean()
+        self._worked_seconds = time.process_time()
 
     def submit(self, operation: Operation) -> "asyncio.Future[Answer]":
         """Queue `operation`; its future gives the Answer, or LedgerAway or OperationRefused. Raises LaneFull."""
@@ -184,12 +211,8 @@ class Lane:
             self._connection.terminate()
 
     async def _gather(self) -> None:
-        """Let what is ready run before the next statement, as long as that makes it larger, up to half of the calls.
-
-        A larger batch costs less per operation. But if it took all calls, the gateway would have nothing to do while
-        the ledger works, and the ledger nothing while the gateway does: halves keep both busy. At rest nobody waits.
-        """
-        wanted = min(self.calls_in_flight() // 2, self._batch_operations_max)
+        """Let what is ready run before the next statement, as long as that makes it larger. At rest nobody waits."""
+        wanted = batch_wanted(self.calls_in_flight(), self._work.mean, self._statement.mean)
         before = -1
         while before < len(self._queue) < wanted:
             before = len(self._queue)
@@ -235,6 +258,7 @@ class Lane:
             operation.sent = True
         self._observer.batch_sent(len(batch))
         deadline = self._loop.call_later(self._statement_seconds, connection.terminate)
+        began = time.perf_counter()
         try:
             rows = await connection.fetch(self._sql, order, documents)
         except asyncio.CancelledError:
@@ -247,6 +271,10 @@ class Lane:
             deadline.cancel()
         self.away_since_seconds = None
         self._failures = 0
+        self._statement.add(time.perf_counter() - began)
+        worked = time.process_time()
+        self._work.add((worked - self._worked_seconds) / len(batch))
+        self._worked_seconds = worked
         for wallet, row in zip(order, rows, strict=True):
             self._answer(wallets[wallet], row)
 

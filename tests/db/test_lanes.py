@@ -12,7 +12,7 @@ import pytest
 
 from gateway.clock import new_id
 from gateway.db import prices, wallets
-from gateway.db.lanes import Lane, LaneFull, Operation, OperationRefused, Outcome
+from gateway.db.lanes import Lane, LaneFull, Operation, OperationRefused, Outcome, batch_wanted
 from gateway.db.pool import Database, LedgerAway, connect
 from gateway.tasks import spawn
 from tests.support.gateway import price_models
@@ -304,14 +304,11 @@ async def test_a_closed_lane_answers_what_it_can_and_fails_the_rest(database_url
         bench.lane.hurry()
 
 
-async def test_a_batch_grows_to_half_of_the_calls(bench: Bench) -> None:
-    """Were it all of them, the ledger would have nothing to do while they work, and they nothing while it does."""
-    bench.lane.calls_in_flight = lambda: 16
-
-    async def caller() -> None:
-        for _ in range(12):
-            await bench.lane.submit(bench.void(new_id()))
-
-    await asyncio.gather(*(caller() for _ in range(16)))
-    steady = bench.observer.batches[4:-4]
-    assert sorted(steady)[len(steady) // 2] == 8
+@pytest.mark.parametrize(
+    ("calls", "work_ms", "statement_ms", "wanted"),
+    [(1, 0.2, 1.0, 1), (4, 0.2, 1.0, 4), (5, 0.2, 1.0, 5), (16, 0.2, 1.0, 8), (16, 0.2, 5.0, 16), (64, 0.2, 5.0, 32)],
+)
+def test_a_batch_waits_for_half_of_the_calls_where_they_keep_the_gateway_busy(
+    calls: int, work_ms: float, statement_ms: float, wanted: int
+) -> None:
+    assert batch_wanted(calls, work_ms, statement_ms) == wanted
