@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types layers bench clean
+.PHONY: help run test check format lint types layers bench bench-ledger clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install, start PostgreSQL and a demo upstream, make a wallet, and serve (Ctrl-C stops it all)
 	@exec $(BIN)/farebox demo
@@ -36,6 +36,9 @@ layers: $(VENV)/.dev ## check the import contracts
 
 bench: $(VENV)/.dev ## measure against a bare relay; a table, and .artifacts/bench.json (ARGS="--quick")
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+
+bench-ledger: $(VENV)/.dev ## measure the ledger by itself: one statement per call, the lane, and growth (ARGS="--quick")
+	@$(BIN)/python -m tests.benchmarks.bench_ledger $(ARGS)
 
 clean: ## remove the virtual environment and artifacts; data in .farebox stays
 	rm -rf $(VENV) .artifacts

@@ -27,7 +27,7 @@ from rich.console import Console
 from tests.benchmarks import report
 from tests.benchmarks.client import Target, alternate, close_streams, open_streams
 from tests.benchmarks.farebox import Farebox, start_farebox
-from tests.benchmarks.ledger import lane_vs_single
+from tests.benchmarks.ledger import group_commit_ms, lane_vs_single
 from tests.benchmarks.load import Measured, check, measure_calls, measure_streams
 from tests.benchmarks.processes import cpu_seconds, descriptors, listening, rss_bytes, tree, wait_for_descriptors
 
@@ -142,6 +142,7 @@ async def measure(options: Options, console: Console, subjects: list[Subject], f
             results.latencies.setdefault(name, []).extend(latencies)
     with farebox.database() as dsn:
         results.commit_ms, results.postgresql = await measure_commit(dsn)
+        results.group_commit_ms = await group_commit_ms(dsn)
         console.print("the lane against one statement per operation")
         lane, single = await lane_vs_single(dsn, seconds=options.seconds)
         console.print(f"one hot wallet, 64 callers: lane {lane:,.0f} calls/s, single {single:,.0f} calls/s")

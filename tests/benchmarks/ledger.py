@@ -1,9 +1,11 @@
-"""The lane against one statement per operation: durable calls/s (a hold and a settle each) on one hot wallet."""
+"""The ledger by itself: callers that hold and settle, through a lane or with a statement per operation."""
 
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import asyncpg
 import orjson
@@ -13,11 +15,13 @@ from gateway.db import wallets
 from gateway.db.lanes import Lane, Operation
 from gateway.db.pool import Connection, Database, connect
 from gateway.db.queries import queries
+from tests.benchmarks.load import percentile
 
 CALLERS = 64
 CONNECTIONS = 16  # for the single statements; more of them are slower on one hot row
 ROUNDS = 3
 CREDIT_NANOS = 10**15
+REST_CALLS = 300
 
 Apply = Callable[[str, str, bytes], Awaitable[None]]
 
@@ -30,14 +34,52 @@ class _Silent:
         raise AssertionError(f"a statement failed: {kind}")
 
 
-async def lane_vs_single(dsn: str, *, seconds: float) -> tuple[float, float]:
-    """(calls/s through a lane, calls/s with a statement per operation), medians of interleaved rounds."""
-    database = Database(dsn)
-    wallet_id = new_id()
-    await wallets.create(database, wallet_id, "bench")
-    await wallets.credit(database, wallet_id, new_id(), CREDIT_NANOS, actor="bench", reason="bench")
-    price_id = (await database.fetch("price_current"))[0]["price_id"]
-    await database.close()
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Calls (a durable hold and a durable settle each) per second, and what a caller waited for its hold."""
+
+    calls_per_s: float
+    hold_p50_ms: float
+    hold_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Two ways to the same database."""
+
+    by_lane: Apply
+    by_statement: Apply
+    price_id: int
+
+    async def rate(self, apply: Apply, wallet_ids: Sequence[str], *, callers: int, seconds: float) -> Rate:
+        """What so many callers get done, each one call after another, over these wallets in turn."""
+        began = time.perf_counter()
+        calls = 0
+        waits: list[float] = []
+
+        async def caller() -> None:
+            nonlocal calls
+            while time.perf_counter() - began < seconds:
+                hold_id = new_id()
+                wallet_id = wallet_ids[calls % len(wallet_ids)]
+                shared = {"hold": hold_id, "key": hold_id, "price": self.price_id, "endpoint": "bench"}
+                hold = {"op": "hold", **shared, "ceiling": 1_000, "minimum": 1_000, "seconds": 60}
+                settle = {"op": "settle", **shared, "upstream": "bench", "cost": 500, "picos": 500_000}
+                settle |= {"usage": {"input": 461, "output": 20}, "basis": "reported"}
+                asked = time.perf_counter()
+                await apply(wallet_id, hold_id, orjson.dumps(hold))
+                waits.append(time.perf_counter() - asked)
+                await apply(wallet_id, hold_id, orjson.dumps(settle))
+                calls += 1
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        took = time.perf_counter() - began
+        return Rate(calls / took, statistics.median(waits) * 1_000, percentile(waits, 0.99) * 1_000)
+
+
+@asynccontextmanager
+async def ledger_at(dsn: str, *, connections: int = CONNECTIONS) -> AsyncIterator[Ledger]:
+    """A lane and a pool on a migrated database that has a price."""
 
     async def connection() -> Connection:
         return await connect(dsn)
@@ -47,11 +89,14 @@ async def lane_vs_single(dsn: str, *, seconds: float) -> tuple[float, float]:
         _Silent(),
         batch_operations_max=512,
         queue_operations_max=10_000,
-        statement_seconds=10.0,
-        wait_seconds=10.0,
+        statement_seconds=30.0,
+        wait_seconds=30.0,
     )
+    database = Database(dsn)
+    price_id = (await database.fetch("price_current"))[0]["price_id"]
+    await database.close()
     running = asyncio.gather(lane.run())
-    pool = await asyncpg.create_pool(dsn, min_size=CONNECTIONS, max_size=CONNECTIONS)
+    pool = await asyncpg.create_pool(dsn, min_size=connections, max_size=connections)
     statement = queries()["lane_apply"]
 
     async def by_lane(wallet: str, hold_id: str, document: bytes) -> None:
@@ -61,34 +106,48 @@ async def lane_vs_single(dsn: str, *, seconds: float) -> tuple[float, float]:
         async with pool.acquire() as one:
             await one.fetch(statement, [wallet], [(b"[%s]" % document).decode()])
 
-    rates: dict[str, list[float]] = {"lane": [], "single": []}
     try:
-        for _ in range(ROUNDS):
-            rates["lane"].append(await _rate(by_lane, wallet_id, price_id, seconds))
-            rates["single"].append(await _rate(by_statement, wallet_id, price_id, seconds))
+        yield Ledger(by_lane, by_statement, price_id)
     finally:
         lane.close()
         await running
         await pool.close()
+
+
+async def funded_wallets(dsn: str, count: int) -> list[str]:
+    """So many wallets with more than any benchmark spends."""
+    database = Database(dsn)
+    wallet_ids = [new_id() for _ in range(count)]
+    for wallet_id in wallet_ids:
+        await wallets.create(database, wallet_id, "bench")
+        await wallets.credit(database, wallet_id, new_id(), CREDIT_NANOS, actor="bench", reason="bench")
+    await database.close()
+    return wallet_ids
+
+
+async def lane_vs_single(dsn: str, *, seconds: float) -> tuple[float, float]:
+    """(calls/s through a lane, calls/s with a statement per operation) on one hot wallet, medians of rounds."""
+    rates: dict[str, list[float]] = {"lane": [], "single": []}
+    hot = await funded_wallets(dsn, 1)
+    async with ledger_at(dsn) as ledger:
+        for _ in range(ROUNDS):
+            for name, apply in (("lane", ledger.by_lane), ("single", ledger.by_statement)):
+                rate = await ledger.rate(apply, hot, callers=CALLERS, seconds=seconds)
+                rates[name].append(rate.calls_per_s)
     return statistics.median(rates["lane"]), statistics.median(rates["single"])
 
 
-async def _rate(apply: Apply, wallet_id: str, price_id: int, seconds: float) -> float:
-    """Calls/s of CALLERS callers, each one call after another."""
-    began = time.perf_counter()
-    calls = 0
+async def group_commit_ms(dsn: str) -> float:
+    """What one operation takes through a lane at rest, statement, commit and all: the median, in milliseconds."""
+    hot = await funded_wallets(dsn, 1)
+    times: list[float] = []
+    async with ledger_at(dsn, connections=1) as ledger:
 
-    async def caller() -> None:
-        nonlocal calls
-        while time.perf_counter() - began < seconds:
-            hold_id = new_id()
-            shared = {"hold": hold_id, "key": hold_id, "price": price_id, "endpoint": "bench"}
-            hold = {"op": "hold", **shared, "ceiling": 1_000, "minimum": 1_000, "seconds": 60}
-            settle = {"op": "settle", **shared, "upstream": "bench", "cost": 500, "picos": 500_000}
-            settle |= {"usage": {"input": 461, "output": 20}, "basis": "reported"}
-            await apply(wallet_id, hold_id, orjson.dumps(hold))
-            await apply(wallet_id, hold_id, orjson.dumps(settle))
-            calls += 1
+        async def timed(wallet: str, hold_id: str, document: bytes) -> None:
+            began = time.perf_counter()
+            await ledger.by_lane(wallet, hold_id, document)
+            times.append(time.perf_counter() - began)
 
-    await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return calls / (time.perf_counter() - began)
+        while len(times) < 2 * REST_CALLS:
+            await ledger.rate(timed, hot, callers=1, seconds=0.05)
+    return statistics.median(times) * 1_000

@@ -38,6 +38,7 @@ class Results:
     latencies: dict[str, list[float]] = field(default_factory=dict)
     kb_per_stream: dict[str, float] = field(default_factory=dict)
     commit_ms: float | None = None
+    group_commit_ms: float | None = None
     lane_vs_single: float | None = None
     postgresql: str = "not asked"
 
@@ -76,6 +77,7 @@ def document(results: Results) -> dict[str, object]:
         "added_p50_ms": added["p50"],
         "added_p99_ms": added["p99"],
         "commit_ms": _rounded(results.commit_ms),
+        "group_commit_ms": _rounded(results.group_commit_ms),
         "kb_per_stream": _rounded(results.kb_per_stream.get("farebox")),
         "kb_per_stream_bare": _rounded(results.kb_per_stream.get("bare")),
         "errors": results.errors,
@@ -101,7 +103,7 @@ def show(console: Console, results: Results) -> None:
     ratios = contents["ratios"]
     assert isinstance(ratios, dict)
     console.print("Farebox over bare: " + ", ".join(f"{name} {_figure(ratio)}" for name, ratio in ratios.items()))
-    for name in ("added_p50_ms", "added_p99_ms", "commit_ms", "kb_per_stream", "kb_per_stream_bare"):
+    for name in ("added_p50_ms", "added_p99_ms", "commit_ms", "group_commit_ms", "kb_per_stream", "kb_per_stream_bare"):
         console.print(f"{name} {_figure(contents[name])}")
     if results.errors:
         console.print(f"[bold red]{results.errors} calls failed: these figures mean nothing[/]")
