@@ -40,6 +40,7 @@ CREATE TYPE wallet_outcome AS ENUM (
     'wallet_suspended',
     'insufficient_funds',
     'held',
+    'extended',
     'checkpointed',
     'settled',
     'settled_short',

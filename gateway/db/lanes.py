@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     WALLET_SUSPENDED = "wallet_suspended"
     INSUFFICIENT_FUNDS = "insufficient_funds"
     HELD = "held"
+    EXTENDED = "extended"
     CHECKPOINTED = "checkpointed"
     SETTLED = "settled"
     SETTLED_SHORT = "settled_short"

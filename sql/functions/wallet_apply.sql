@@ -1,13 +1,15 @@
 -- Decide a batch of operations on one wallet: where holds are granted, settled, voided and swept, and nowhere else.
 --
 -- p_operations is a JSON array, decided in its order under one lock of the wallet row. A hold id stands at most once
--- in a call: the lane sees to it, and a call where it would be opened or resolved twice fails whole. So does a call
--- with an operation that is unknown or malformed; a call that fails changes nothing. The four arrays returned have one
--- element per operation; balance and held are the wallet's after the batch.
+-- in a call: the lane sees to it, and a call where it would be opened, resolved or extended twice, or extended and
+-- resolved, fails whole. So does a call with an operation that is unknown or malformed; a call that fails changes
+-- nothing. The four arrays returned have one element per operation; balance and held are the wallet's after the batch.
 --
 -- op          fields besides op, hold                       outcomes, in order of precedence
 -- hold        key price endpoint ceiling minimum seconds    hold_out_of_range, already_*, (a declined id: as it was),
 --                                                           wallet_suspended, insufficient_funds, held
+-- extend      ceiling minimum seconds                       hold_out_of_range, already_*, hold_unknown,
+--                                                           wallet_suspended, insufficient_funds, extended
 -- checkpoint  cost picos usage seconds                      hold_out_of_range, already_*, hold_unknown, checkpointed
 -- settle      key price endpoint upstream cost picos        hold_out_of_range, already_settled, already_voided,
 --             usage basis reason                            settled_late, settled_unheld, settled_short, settled
@@ -16,8 +18,10 @@
 --                                                           expired
 --
 -- On an unknown wallet every operation answers wallet_unknown. amounts: granted by hold, charged by settle and expire
--- (for already_settled: what was charged then). availables: what the operation found free to use before it.
--- A hold is granted in part, down to its minimum, where the ceiling is not covered.
+-- (for already_settled: what was charged then), held in all after extend. availables: what the operation found free to
+-- use before it. A hold is granted in part, down to its minimum, where the ceiling is not covered. So is an extension,
+-- whose ceiling and minimum are totals: a hold that has its minimum already is `extended` as it stands, so that asking
+-- again changes nothing but its validity, and no hold is ever lowered. A refused extension leaves the hold as it was.
 CREATE OR REPLACE FUNCTION wallet_apply(
     p_wallet_id uuid,
     p_operations jsonb,
@@ -50,6 +54,7 @@ DECLARE
     v_closed uuid[];
     v_cleared uuid[];
     v_unheld uuid[];
+    v_extended uuid[];
     v_rows bigint;
     -- Older ids may have lost their partition, newer ones come from a broken clock: both would escape the guards. Not
     -- so an id whose row is in holds, which is a guard itself: however long a gateway was away, it can be resolved.
@@ -157,7 +162,7 @@ BEGIN
                 CASE WHEN v_amount > 0 THEN v_seq + 1 END, now()
             )::usage_events;
 
-        ELSIF (o.op IN ('settle', 'void', 'checkpoint', 'expire')) IS NOT TRUE THEN
+        ELSIF (o.op IN ('settle', 'void', 'checkpoint', 'extend', 'expire')) IS NOT TRUE THEN
             RAISE EXCEPTION 'wallet_apply: unknown operation %', o.op;
 
         ELSIF o.resolution IS NOT NULL THEN
@@ -179,7 +184,7 @@ BEGIN
                 o.endpoint, o.upstream, NULL, coalesce(o.hold_nanos, 0), 0, 0, 0, 0, 0, NULL, now()
             )::usage_events;
 
-        ELSIF o.hold_state IS NULL OR (o.op = 'checkpoint' AND o.hold_state <> 'open') THEN
+        ELSIF o.hold_state IS NULL OR (o.op IN ('checkpoint', 'extend') AND o.hold_state <> 'open') THEN
             v_outcome := 'hold_unknown';
 
         ELSIF o.op = 'checkpoint' THEN
@@ -191,6 +196,33 @@ BEGIN
             SET renewed_at = now(), valid_seconds = o.seconds, checkpoint_nanos = o.cost,
                 checkpoint_picos = o.picos, checkpoint_usage = o.usage
             WHERE h.wallet_id = p_wallet_id AND h.hold_id = o.hold AND h.state = 'open';
+
+        ELSIF o.op = 'extend' THEN
+            IF (o.minimum BETWEEN 0 AND o.ceiling AND o.seconds > 0) IS NOT TRUE THEN
+                RAISE EXCEPTION 'wallet_apply: an extension to % to %', o.minimum, o.ceiling;
+            END IF;
+            v_amount := o.hold_nanos;
+            v_outcome := CASE
+                WHEN o.minimum <= o.hold_nanos THEN 'extended'::wallet_outcome
+                WHEN w.status = 'suspended' THEN 'wallet_suspended'
+                WHEN o.minimum > o.hold_nanos + greatest(v_available, 0) THEN 'insufficient_funds'
+                ELSE 'extended'
+            END;
+            IF v_outcome = 'extended' THEN
+                IF o.minimum > o.hold_nanos THEN
+                    v_amount := least(o.ceiling, o.hold_nanos + v_available);
+                    v_held := v_held + v_amount - o.hold_nanos;
+                    v_extended := v_extended || o.hold;
+                END IF;
+                -- A compare-and-set: the same hold extended twice in a call would count its growth twice.
+                UPDATE holds AS h
+                SET renewed_at = now(), valid_seconds = o.seconds, held_nanos = v_amount
+                WHERE h.wallet_id = p_wallet_id AND h.hold_id = o.hold AND h.state = 'open'
+                    AND h.held_nanos = o.hold_nanos;
+                IF NOT found THEN
+                    RAISE EXCEPTION 'wallet_apply: a hold id stands twice in a call';
+                END IF;
+            END IF;
 
         ELSIF NOT o.due THEN
             v_outcome := 'hold_not_due';
@@ -232,6 +264,10 @@ BEGIN
         availables[o.n] := v_available;
     END LOOP;
 
+    IF v_extended IS NOT NULL AND v_extended && v_closed THEN
+        -- Resolved as it was before it grew: what it grew by would stay held for good.
+        RAISE EXCEPTION 'wallet_apply: a hold id stands twice in a call';
+    END IF;
     IF v_closed IS NOT NULL THEN
         -- The compare-and-set from open: each hold that this call resolves must still be there.
         DELETE FROM holds AS h

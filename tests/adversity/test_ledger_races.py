@@ -13,7 +13,7 @@ from gateway.db.pool import connect
 from gateway.db.queries import queries
 from gateway.tasks import spawn
 from tests.support.ledger_model import ModelWallet
-from tests.support.ledger_operations import Ledger, Op, checkpoint, expire, hold, open_ledger, settle, void
+from tests.support.ledger_operations import Ledger, Op, checkpoint, expire, extend, hold, open_ledger, settle, void
 from tests.support.ledger_races import Track, holds_at_once, open_track, serial, told
 
 # A wallet of 10 that one hold empties; the settle costs more than there is.
@@ -23,6 +23,7 @@ OPERATIONS: dict[str, Callable[[str], Op]] = {
     "settle": lambda i: settle(i, CREDIT + 2),
     "void": void,
     "checkpoint": lambda i: checkpoint(i, 4),
+    "extend": lambda i: extend(i, CREDIT + 2, 5),
     "expire": expire,
 }
 PAIRS = list(itertools.product(OPERATIONS, OPERATIONS, (True, False)))
@@ -46,7 +47,7 @@ async def new_wallet(ledger: Ledger, state: str, hold_id: str) -> tuple[str, Mod
     model.post("credit", CREDIT, "first")
     if state == "fresh":
         return wallet_id, model
-    await both(ledger, model, wallet_id, hold(hold_id, CREDIT))
+    await both(ledger, model, wallet_id, hold(hold_id, 4 if state == "small" else CREDIT))
     await both(ledger, model, wallet_id, checkpoint(hold_id, 3))
     await ledger.age(wallet_id, DUE_SECONDS)
     model.now += DUE_SECONDS
@@ -55,9 +56,9 @@ async def new_wallet(ledger: Ledger, state: str, hold_id: str) -> tuple[str, Mod
     return wallet_id, model
 
 
-@pytest.mark.parametrize("state", ["fresh", "due", "expired"])
+@pytest.mark.parametrize("state", ["fresh", "due", "small", "expired"])
 async def test_two_that_touch_one_hold_are_decided_in_the_order_of_commits(track: Track, state: str) -> None:
-    """Hold, settle, void, checkpoint, sweep and late settle, each against each, committed and rolled back."""
+    """Hold, settle, void, checkpoint, extend, sweep and late settle, each against each, committed and rolled back."""
     for one, two, is_committed in PAIRS:
         hold_id = new_id()
         wallet_id, model = await new_wallet(track.first, state, hold_id)
@@ -70,11 +71,12 @@ async def test_two_that_touch_one_hold_are_decided_in_the_order_of_commits(track
     assert not await track.watcher.broken()
 
 
-async def test_two_that_want_the_last_money_are_decided_in_the_order_of_commits(track: Track) -> None:
+@pytest.mark.parametrize("state", ["due", "small"])
+async def test_two_that_want_the_last_money_are_decided_in_the_order_of_commits(track: Track, state: str) -> None:
     """Two holds of one wallet: one frees or takes what the other wants."""
     for one, two, is_committed in PAIRS:
         mine, other = new_id(), new_id()
-        wallet_id, model = await new_wallet(track.first, "due", mine)
+        wallet_id, model = await new_wallet(track.first, state, mine)
         if two != "hold":
             await both(track.first, model, wallet_id, hold(other, 0))
         first, second = OPERATIONS[one](mine), OPERATIONS[two](other)

@@ -16,6 +16,7 @@ from tests.support.ledger_operations import (
     Op,
     checkpoint,
     expire,
+    extend,
     hold,
     id_before_now,
     settle,
@@ -85,18 +86,18 @@ async def test_a_full_batch(ledger: Ledger) -> None:
     assert [answer.available_nanos for answer in answers] == [BATCH * 10 - 10 * n for n in range(BATCH)]
     # All the operations there are, in one call, each on its own hold.
     operations = [
-        (settle(i, n % 10), void(i), checkpoint(i, n % 7), expire(i), hold(i, 99))[n % 5]
+        (settle(i, n % 10), void(i), checkpoint(i, n % 7), expire(i), hold(i, 99), extend(i, 12, 11))[n % 6]
         for n, i in enumerate(hold_ids)
     ]
     answers = await ledger.apply(wallet, *operations)
     assert [str(a.outcome) for a in answers] == (
-        ["settled", "voided", "checkpointed", "hold_not_due", "held"] * (BATCH // 5 + 1)
+        ["settled", "voided", "checkpointed", "hold_not_due", "held", "extended"] * (BATCH // 6 + 1)
     )[:BATCH]
-    spent = sum(n % 10 for n in range(0, BATCH, 5))
-    still_open = sum(n % 5 > 1 for n in range(BATCH))
-    assert (answers[0].balance_nanos, answers[0].held_nanos) == (BATCH * 10 - spent, still_open * 10)
+    spent = sum(n % 10 for n in range(0, BATCH, 6))
+    held = sum(12 if n % 6 == 5 else 10 for n in range(BATCH) if n % 6 > 1)
+    assert (answers[0].balance_nanos, answers[0].held_nanos) == (BATCH * 10 - spent, held)
     charged = [row["hold_id"] for row in await ledger.rows("ledger_entries", wallet) if row["kind"] == "charge"]
-    assert charged == [i for n, i in enumerate(hold_ids) if n % 5 == 0 and n % 10], "in the order of the batch"
+    assert charged == [i for n, i in enumerate(hold_ids) if n % 6 == 0 and n % 10], "in the order of the batch"
     await ledger.age(wallet, 120)
     answers = await ledger.apply(wallet, *[expire(hold_id) for hold_id in hold_ids])
     assert {answer.held_nanos for answer in answers} == {0}
@@ -123,6 +124,13 @@ async def test_one_malformed_operation_fails_the_whole_statement(ledger: Ledger)
         *MALFORMED,
         (lambda i: checkpoint(open_id, 10), {"cost": -1}),
         (lambda i: checkpoint(open_id, 1), {"seconds": ABSENT}),
+        (lambda i: extend(open_id, 20), {"seconds": ABSENT}),
+        (lambda i: extend(open_id, 20), {"seconds": 0}),
+        (lambda i: extend(open_id, 20), {"minimum": ABSENT}),
+        (lambda i: extend(open_id, 20), {"minimum": 21}),
+        (lambda i: extend(open_id, 20), {"minimum": -1}),
+        (lambda i: extend(open_id, 20), {"ceiling": ABSENT}),
+        (lambda i: extend(open_id, 20), {"ceiling": "much"}),
     ]
     for make, members in cases:
         changed = make(new_id()) | members
@@ -137,6 +145,7 @@ OPERATIONS: dict[str, Callable[[str], Op]] = {
     "settle": lambda i: settle(i, 7),
     "void": void,
     "checkpoint": lambda i: checkpoint(i, 3),
+    "extend": lambda i: extend(i, 15, 12),
     "expire": expire,
 }
 
@@ -146,7 +155,7 @@ async def test_a_hold_id_twice_in_a_call_fails_it_whole_or_harms_nothing(ledger:
     """The lane never sends it. If it did, no hold may stay open behind its resolution, and none be charged twice."""
     refused = set()
     for first, second in itertools.product(OPERATIONS, repeat=2):
-        wallet, hold_id = await ledger.wallet(0 if state == "declined" else 10), new_id()
+        wallet, hold_id = await ledger.wallet(0 if state == "declined" else 20), new_id()
         if state != "fresh":
             await ledger.apply(wallet, hold(hold_id, 10))
             await ledger.age(wallet, 120 if state in ("due", "expired") else 0)
@@ -161,8 +170,8 @@ async def test_a_hold_id_twice_in_a_call_fails_it_whole_or_harms_nothing(ledger:
         await ledger.age(wallet, 1e-3)
         await ledger.age(wallet, -150)
         assert not await ledger.broken(), (first, second)
-    writers = {"fresh": ("hold", "settle", "void"), "open": ("settle", "void"), "due": ("settle", "void", "expire")}
-    writers |= {"declined": ("settle", "void"), "expired": ("settle",)}
+    writers: dict[str, tuple[str, ...]] = {"fresh": ("hold", "settle", "void"), "open": ("settle", "void", "extend")}
+    writers |= {"due": (*writers["open"], "expire"), "declined": ("settle", "void"), "expired": ("settle",)}
     assert refused == set(itertools.product(writers[state], repeat=2))
 
 
@@ -170,7 +179,9 @@ async def test_an_answer_given_again_is_confirmed_by_a_write(ledger: Ledger) -> 
     """Only a commit that wrote waits for the log, and for the standby: an answer read back proves nothing."""
     wallet, hold_id = await ledger.wallet(100), new_id()
     await ledger.apply(wallet, hold(hold_id, 10))
-    for operation in (hold(hold_id, 10), expire(hold_id), void(hold_id), void(hold_id), settle(hold_id, 1)):
+    refused, again = extend(hold_id, 101), extend(hold_id, 20)
+    resolving = (expire(hold_id), void(hold_id), void(hold_id), settle(hold_id, 1), extend(hold_id, 30))
+    for operation in (hold(hold_id, 10), refused, again, again, *resolving):
         before = await ledger.connection.fetchval("SELECT xmin FROM wallets WHERE wallet_id = $1", wallet)
         await ledger.apply(wallet, operation)
         after = await ledger.connection.fetchval("SELECT xmin FROM wallets WHERE wallet_id = $1", wallet)
@@ -181,7 +192,12 @@ async def test_every_look_up_is_by_a_key(ledger: Ledger) -> None:
     """Whatever the statistics say: on a fresh database every table is empty when the plan is made for good."""
     wallet, hold_ids = await ledger.wallet(10_000), [new_id() for _ in range(100)]
     async with ledger.connection.transaction():
-        for make in (OPERATIONS["hold"], OPERATIONS["checkpoint"], expire, OPERATIONS["settle"], void):
+        for make in (
+            *(OPERATIONS[name] for name in ("hold", "checkpoint", "extend")),
+            expire,
+            OPERATIONS["settle"],
+            void,
+        ):
             await ledger.apply(wallet, *[make(hold_id) for hold_id in hold_ids])
         scanned = await ledger.connection.fetch(
             "SELECT relname, seq_scan, idx_scan FROM pg_stat_xact_user_tables "
@@ -202,7 +218,8 @@ async def test_the_enum_is_the_one_that_the_gateway_knows(ledger: Ledger) -> Non
 async def test_an_id_out_of_range_does_nothing(ledger: Ledger, ago: dict[str, float]) -> None:
     wallet, hold_id = await ledger.wallet(100), id_before_now(**ago)
     before = await ledger.fingerprint()
-    for operation in (hold(hold_id, 1), settle(hold_id, 1), void(hold_id), checkpoint(hold_id, 1), expire(hold_id)):
+    for make in OPERATIONS.values():
+        operation = make(hold_id)
         assert await ledger.told(wallet, operation) == ("hold_out_of_range", 0, 0)
     assert await ledger.fingerprint() == before
 
@@ -231,14 +248,14 @@ async def test_an_open_hold_older_than_the_range_can_be_resolved(ledger: Ledger,
 
 
 async def test_an_unknown_wallet_is_said_per_operation(ledger: Ledger) -> None:
-    operations = [hold(new_id(), 1), settle(new_id(), 1), void(new_id()), checkpoint(new_id(), 1), expire(new_id())]
+    operations = [make(new_id()) for make in OPERATIONS.values()]
     answers = await ledger.apply(new_id(), *operations)
-    assert [answer.outcome for answer in answers] == [Outcome.WALLET_UNKNOWN] * 5
+    assert [answer.outcome for answer in answers] == [Outcome.WALLET_UNKNOWN] * 6
     assert {(answer.amount_nanos, answer.shortfall_nanos, answer.balance_nanos) for answer in answers} == {(0, 0, 0)}
 
 
 @pytest.mark.parametrize("state", ["fresh", "open", "settled", "expired"])
-@pytest.mark.parametrize("name", ["extend", "", "HOLD", None])
+@pytest.mark.parametrize("name", ["grow", "", "HOLD", None])
 async def test_an_unknown_operation_fails_the_call(ledger: Ledger, state: str, name: str | None) -> None:
     wallet, hold_id = await ledger.wallet(100), new_id()
     if state == "open":

@@ -22,6 +22,7 @@ from tests.support.ledger_operations import (
     Op,
     checkpoint,
     expire,
+    extend,
     hold,
     id_at,
     open_ledger,
@@ -65,6 +66,8 @@ class Drawn:
             return hold(hold_id, max(self.one, self.two), min(self.one, self.two), seconds=seconds)
         if self.name == "checkpoint":
             return checkpoint(hold_id, self.one, seconds=seconds)
+        if self.name == "extend":
+            return extend(hold_id, self.one + self.two, max(self.one, self.two), seconds=seconds)
         if self.name == "settle":
             return settle(hold_id, self.one + self.two)
         return {"void": void, "expire": expire}[self.name](hold_id)
@@ -128,7 +131,7 @@ class LedgerLife(RuleBasedStateMachine):
             self._run(self._ledger.connection.execute(queries()["wallet_create"], wallet_id, "test", model.floor))
             self._post(wallet_id, "credit", CREDIT, next(self._ids))
 
-    @rule(drawn=statements("hold", "settle", "void", "checkpoint", "expire"))
+    @rule(drawn=statements("hold", "settle", "void", "checkpoint", "extend", "expire"))
     def one_statement(self, drawn: list[Drawn]) -> None:
         """Some operations on one wallet or both, as one statement."""
         by_wallet: dict[str, list[Op]] = {}
@@ -147,7 +150,7 @@ class LedgerLife(RuleBasedStateMachine):
         """As when a gateway is busy."""
         self.one_statement(drawn)
 
-    @rule(drawn=statements("settle", "settle", "void", "checkpoint", size_min=4))
+    @rule(drawn=statements("settle", "settle", "void", "checkpoint", "extend", "extend", size_min=4))
     def calls_go_on_and_end(self, drawn: list[Drawn]) -> None:
         """The same, later: of the holds that are open."""
         open_ids = {hold_id for model in self._wallets.values() for hold_id in model.open_ids()}
@@ -177,7 +180,7 @@ class LedgerLife(RuleBasedStateMachine):
             self._run(self._ledger.age(wallet_id, seconds))
             model.now += seconds
 
-    @rule(drawn=statements("checkpoint", size_min=2))
+    @rule(drawn=statements("checkpoint", "extend", size_min=2))
     def a_gateway_dies(self, drawn: list[Drawn]) -> None:
         """Its holds are swept; what it had journaled is settled late."""
         self.calls_go_on_and_end(drawn)
@@ -249,6 +252,7 @@ class LedgerLife(RuleBasedStateMachine):
                 stored = self._run(self._ledger.rows(table, wallet_id))
                 key = "seq" if table == "ledger_entries" else "hold_id"
                 wanted = sorted(expected, key=lambda row: (row[key], row.get("late", False)))
+                assert len(stored) == len(wanted), (table, stored, wanted)
                 assert [{name: row[name] for name in like} for row, like in zip(stored, wanted, strict=True)] == wanted
 
     def _check(self, is_right: bool, said: object) -> None:

@@ -134,6 +134,21 @@ class ModelWallet:
         row.checkpoint, row.valid_seconds, row.renewed_at = op["cost"], op["seconds"], self.now
         return "checkpointed", 0, 0
 
+    def _extend(self, op: Op, hold_id: str) -> tuple[str, int, int]:
+        row = self.holds.get(hold_id)
+        if row is None or row.decline:
+            return "hold_unknown", 0, 0
+        if op["minimum"] > row.nanos:
+            if self.suspended:
+                return "wallet_suspended", row.nanos, 0
+            if op["minimum"] > row.nanos + self.available:
+                return "insufficient_funds", row.nanos, 0
+            growth = min(op["ceiling"] - row.nanos, self.available)
+            self.held += growth
+            row.nanos += growth
+        row.valid_seconds, row.renewed_at = op["seconds"], self.now
+        return "extended", row.nanos, 0
+
     def _expire(self, _op: Op, hold_id: str) -> tuple[str, int, int]:
         row = self.holds.get(hold_id)
         if row is None:

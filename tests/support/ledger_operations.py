@@ -45,6 +45,12 @@ def checkpoint(hold_id: str, cost: int, *, seconds: int = 60) -> Op:
     return {"op": "checkpoint", "hold": hold_id, **priced, "seconds": seconds}
 
 
+def extend(hold_id: str, ceiling: int, minimum: int | None = None, *, seconds: int = 60) -> Op:
+    """Let a hold cover `ceiling` in all, or what there is down to `minimum`."""
+    least = ceiling if minimum is None else minimum
+    return {"op": "extend", "hold": hold_id, "ceiling": ceiling, "minimum": least, "seconds": seconds}
+
+
 def expire(hold_id: str) -> Op:
     """What the sweep asks."""
     return {"op": "expire", "hold": hold_id}
