@@ -148,6 +148,7 @@ def _wire(
         watch=watch,
         metrics=metrics,
         min_output_tokens=settings.min_output_tokens,
+        hold_slice_tokens=settings.hold_slice_tokens,
         drain_seconds=settings.drain_seconds,
         calls_in_flight_max=settings.calls_in_flight_max,
     )

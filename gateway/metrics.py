@@ -35,6 +35,7 @@ class Metrics:
 
     def _add_ledger(self) -> None:
         self.hold_decisions = self._counter("hold_decisions", "Holds by decision.", "outcome")
+        self.hold_extensions = self._counter("hold_extensions", "Extensions of holds that grow, by answer.", "outcome")
         self.hold_seconds = self._histogram("hold_seconds", "From asking for a hold to its answer.", _FAST)
         self.settle_seconds = self._histogram("settle_seconds", "From the end of a reply to its durable settle.", _FAST)
         self.settles = self._counter("settles", "Settles and voids by outcome.", "outcome")
@@ -58,6 +59,9 @@ class Metrics:
         self.shortfall_nanos = self._counter("shortfall_nanos", "Cost that funds did not cover.", "model")
         self.over_ceiling = self._counter(
             "over_ceiling", "Calls that cost more than their ceiling: a bound is wrong.", "model"
+        )
+        self.over_hold = self._counter(
+            "over_hold", "Calls that cost more than their hold had grown to: their output was counted low.", "model"
         )
         self.estimates = self._counter("estimates", "Charges by estimate.", "reason")
 

@@ -76,7 +76,15 @@ def is_allowed(principal: Principal, name: str, model: Model) -> bool:
     return principal.models is None or name in principal.models or model.name in principal.models
 
 
-def admit(principal: Principal, endpoint: Endpoint, body: bytes, shelf: Shelf, *, min_output_tokens: int) -> Offer:
+def admit(
+    principal: Principal,
+    endpoint: Endpoint,
+    body: bytes,
+    shelf: Shelf,
+    *,
+    min_output_tokens: int,
+    hold_slice_tokens: int,
+) -> Offer:
     """Raises MalformedRequest, ModelNotFound."""
     try:
         request = endpoint.read_request(body)
@@ -94,6 +102,8 @@ def admit(principal: Principal, endpoint: Endpoint, body: bytes, shelf: Shelf, *
             output_tokens_cap=request.output_tokens_cap,
             choices=request.choices,
             min_output_tokens=min_output_tokens,
+            # Only what is shown can be counted as it passes.
+            slice_tokens=hold_slice_tokens if request.stream and not model.hidden_reasoning else None,
         )
     except CapTooLarge as error:
         message = f"The output cap is too large: this model produces {error}."

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from gateway import points
 from gateway.core.money import format_nanos
 from gateway.endpoints.endpoint import Endpoint
-from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable, UpstreamUnusable
+from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator
@@ -67,6 +67,7 @@ class Gateway:
     watch: Watch
     metrics: Metrics
     min_output_tokens: int
+    hold_slice_tokens: int
     drain_seconds: float
     calls_in_flight_max: int
     stopping: bool = False
@@ -85,7 +86,14 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
         points.reach("authenticate.done")
     body = await inbound.read_body()
     shelf = gateway.shelf()
-    offer = admit(principal, endpoint, body, shelf, min_output_tokens=gateway.min_output_tokens)
+    offer = admit(
+        principal,
+        endpoint,
+        body,
+        shelf,
+        min_output_tokens=gateway.min_output_tokens,
+        hold_slice_tokens=gateway.hold_slice_tokens,
+    )
     if points.armed:
         points.reach("admit.done")
     gateway.in_flight += 1
@@ -153,9 +161,7 @@ def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, w
     """The end of the exchange, now that the charge is durable."""
     seen = relayed.seen
     failure = relayed.failure
-    if seen.ending is Ending.CUT_OFF:
-        failure = UpstreamUnusable("The reply ran past its hold and was ended.", code="cut_off")
-    elif seen.ending is Ending.STOPPED:
+    if seen.ending is Ending.STOPPED:
         failure = Stopping("This gateway is shutting down; the reply was ended early.")
     if relayed.started:
         is_events = relayed.headers.get("Content-Type", "").lower().startswith("text/event-stream")

@@ -1,6 +1,8 @@
 """Step 3: set the money aside. Nothing goes upstream before this has said yes."""
 
+import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -9,7 +11,7 @@ from gateway.core.ceiling import affordable_output_tokens
 from gateway.core.money import format_nanos
 from gateway.db.lanes import Answer, Lane, LaneFull, Operation, OperationRefused, Outcome
 from gateway.db.pool import LedgerAway
-from gateway.errors import InsufficientFunds, LedgerUnavailable, Overloaded, WalletSuspended
+from gateway.errors import Failure, InsufficientFunds, LedgerUnavailable, Overloaded, WalletSuspended
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer
 from gateway.request.authenticate import Principal
@@ -17,7 +19,11 @@ from gateway.request.authenticate import Principal
 
 @dataclass(slots=True)
 class Hold:
-    """An open hold. `output_tokens_max` is the cap per choice that the granted nanos cover."""
+    """An open hold. `output_tokens_max` is the cap per choice: the call's own, or what the granted nanos cover.
+
+    A hold that grows begins with less than its cap needs. `holds` is then where it grows, and `granted_nanos` is what
+    it has grown to.
+    """
 
     hold_id: str
     wallet_id: str
@@ -26,10 +32,11 @@ class Hold:
     output_tokens_max: int
     is_lowered: bool
     renew_at_seconds: float
+    holds: "Holds | None" = None
 
 
 class Holds:
-    """Places holds through the lane, and renews those of long calls."""
+    """Places holds through the lane, renews those of long calls and extends those that grow."""
 
     def __init__(self, lane: Lane, metrics: Metrics, *, valid_seconds: int, top_up_url: str | None) -> None:
         self._lane = lane
@@ -37,6 +44,7 @@ class Holds:
         self._valid_seconds = valid_seconds
         self._top_up_url = top_up_url
         self._decisions = {outcome: metrics.hold_decisions.labels(outcome) for outcome in Outcome}
+        self._extensions = {outcome: metrics.hold_extensions.labels(outcome) for outcome in Outcome}
         self.usable = True  # False while the journal cannot take a settle: no new money is put at risk
 
     async def place(self, principal: Principal, offer: Offer) -> Hold:
@@ -57,7 +65,7 @@ class Holds:
             self._metrics.crashes.inc()
             raise LedgerUnavailable(f"The ledger refused the hold: {answer.outcome}.")
         output_tokens_max = offer.ceiling.output_tokens_max
-        is_lowered = answer.amount_nanos < offer.ceiling.nanos
+        is_lowered = answer.amount_nanos < offer.ceiling.first_nanos
         if is_lowered:
             output_tokens_max = _affordable(offer, answer.amount_nanos)
         return Hold(
@@ -68,6 +76,7 @@ class Holds:
             output_tokens_max,
             is_lowered,
             monotonic_seconds() + self._valid_seconds / 2,
+            None if is_lowered or offer.ceiling.slice is None else self,
         )
 
     async def _ask(self, operation: Operation) -> Answer:
@@ -99,6 +108,53 @@ class Holds:
             self._lane.submit(Operation(hold.wallet_id, hold.hold_id, document))
         except LaneFull:
             self._metrics.lane_failures.labels("checkpoint_dropped").inc()
+
+    def extend(self, hold: Hold, ceiling_nanos: int, minimum_nanos: int) -> "asyncio.Future[Answer] | None":
+        """Ask for `hold` to cover `ceiling_nanos` in all, or what there is down to `minimum_nanos`; None if nobody can
+        be asked now. `hold.granted_nanos` is up to date before anything else hears of the answer."""
+        if self._lane.away or not self.usable:
+            self._metrics.hold_extensions.labels("unanswered").inc()
+            return None
+        document = orjson.dumps(
+            {
+                "op": "extend",
+                "hold": hold.hold_id,
+                "ceiling": ceiling_nanos,
+                "minimum": minimum_nanos,
+                "seconds": self._valid_seconds,
+            }
+        )
+        try:
+            asking = self._lane.submit(Operation(hold.wallet_id, hold.hold_id, document))
+        except LaneFull:
+            self._metrics.hold_extensions.labels("unanswered").inc()
+            return None
+        asking.add_done_callback(partial(self._extended, hold))
+        return asking
+
+    def _extended(self, hold: Hold, asking: "asyncio.Future[Answer]") -> None:
+        error = asking.exception()
+        if error is not None:
+            self._metrics.hold_extensions.labels("unanswered").inc()
+            if isinstance(error, OperationRefused):
+                self._metrics.crashes.inc()
+            return
+        answer = asking.result()
+        self._extensions[answer.outcome].inc()
+        if answer.outcome is Outcome.EXTENDED:
+            hold.granted_nanos = max(hold.granted_nanos, answer.amount_nanos)
+
+    def cut_off(self, outcome: Outcome | None) -> Failure:
+        """Why a stream ends at its hold: the refusal of the last extension, or none where there was no answer."""
+        if outcome is Outcome.INSUFFICIENT_FUNDS:
+            message, details = "The wallet's funds were used up, and the reply was ended.", {}
+            if self._top_up_url is not None:
+                message, details = f"{message} Top up at {self._top_up_url}.", {"top_up_url": self._top_up_url}
+            return InsufficientFunds(message, code="cut_off", details=details)
+        if outcome is Outcome.WALLET_SUSPENDED:
+            return WalletSuspended("The wallet was suspended, and the reply was ended.", code="cut_off")
+        message = "The ledger could not be asked for more than is held, and the reply was ended."
+        return LedgerUnavailable(message, code="cut_off")
 
     def _insufficient(self, offer: Offer, answer: Answer) -> InsufficientFunds:
         available = max(answer.available_nanos, 0)
@@ -132,7 +188,7 @@ def _operation(principal: Principal, offer: Offer, hold_id: str, valid_seconds: 
         {
             "op": "hold",
             **shared,
-            "ceiling": offer.ceiling.nanos,
+            "ceiling": offer.ceiling.first_nanos,
             "minimum": offer.ceiling.minimum_nanos,
             "seconds": valid_seconds,
         }

@@ -19,12 +19,12 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.endpoint import StreamReader
 from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
 from gateway.request.headers import hold_headers, reply_headers, request_headers
 from gateway.request.hold import Hold
+from gateway.request.limit import limit_of
 from gateway.request.meter import Ending, Seen
 from gateway.request.upstream import Target, post
 from gateway.request.upstream_reply import Reply
@@ -277,7 +277,7 @@ class Relay:
         call.output_tokens_estimate = reader.output_tokens_estimate
         await self._start(call, relayed)
         ending = Ending.COMPLETED
-        cut = _CutOff(hold.output_tokens_max * request.choices)
+        limit = limit_of(offer, hold)
         is_first = True
         try:
             while data := await response.read():
@@ -293,8 +293,8 @@ class Relay:
                 if reader.ended:
                     # The end was seen; only late usage could follow. A connection left open must not delay the client.
                     call.end_within(_TAIL_SECONDS)
-                elif cut.is_due(len(data), reader):
-                    ending = Ending.CUT_OFF
+                elif limit.is_near(len(data)) and await limit.is_passed(reader):
+                    ending, relayed.failure = Ending.CUT_OFF, limit.failure()
                     break
         except (aiohttp.ClientError, OSError, ValueError):
             if not reader.ended:
@@ -337,23 +337,3 @@ class Relay:
                 call.client_left()
             finally:
                 call.writing_since_seconds = 0.0
-
-
-class _CutOff:
-    """Notices a stream that runs far past its cap. An estimate is no count: only a multiple of the cap is proof."""
-
-    __slots__ = ("_allowed", "_bytes", "_next_bytes")
-
-    def __init__(self, output_tokens_max: int) -> None:
-        self._allowed = 4 * output_tokens_max + 64
-        self._bytes = 0
-        self._next_bytes = 4 * self._allowed
-
-    def is_due(self, byte_count: int, reader: StreamReader) -> bool:
-        """The estimate grows by at most a token for four bytes, so it is only asked for when it could have passed."""
-        self._bytes += byte_count
-        if self._bytes < self._next_bytes:
-            return False
-        left = self._allowed - reader.output_tokens_estimate()
-        self._next_bytes = self._bytes + 4 * max(left, 1)
-        return left < 0

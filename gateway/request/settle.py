@@ -101,7 +101,8 @@ class Settler:
         if answer.shortfall_nanos:
             metrics.shortfall_nanos.labels(model).inc(answer.shortfall_nanos)
         if charge.cost_nanos > hold.granted_nanos:
-            metrics.over_ceiling.labels(model).inc()
+            is_over = hold.holds is None or charge.cost_nanos > offer.ceiling.nanos
+            (metrics.over_ceiling if is_over else metrics.over_hold).labels(model).inc()
         if charge.basis == "estimated":
             metrics.estimates.labels(charge.reason or "none").inc()
 

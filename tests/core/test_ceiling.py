@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.core.catalogue import Meter, Model, Price, Rates, Tier
-from gateway.core.ceiling import CapTooLarge, Ceiling, affordable_output_tokens, ceiling
+from gateway.core.ceiling import CapTooLarge, Ceiling, Slice, affordable_output_tokens, ceiling, covering_nanos
 from gateway.core.money import ceil_nanos
 from gateway.core.pricing import CostOutOfRange, Unpriced, cost_picos
 
@@ -48,6 +48,44 @@ def test_the_most_a_call_can_cost(
     price: Price, tokens_in: int, cap: int | None, choices: int, least: int, expected: Ceiling
 ) -> None:
     assert ceiling_of(price, tokens_in, cap, choices, least) == expected
+
+
+@pytest.mark.parametrize(
+    ("cap", "choices", "least", "slice_tokens", "expected"),
+    [
+        (None, 1, 16, 40, Ceiling(10, 100, 410, 74, Slice(40, 16, 170))),
+        (None, 2, 16, 40, Ceiling(10, 100, 810, 138, Slice(40, 16, 330))),
+        (None, 1, 50, 40, Ceiling(10, 100, 410, 210, Slice(50, 50, 210))),  # never less than the least
+        (None, 1, 16, 99, Ceiling(10, 100, 410, 74, Slice(99, 16, 406))),
+        (None, 1, 16, 100, Ceiling(10, 100, 410, 74)),  # never more than the model's maximum
+        (None, 1, 16, 4_096, Ceiling(10, 100, 410, 74)),
+        (50, 1, 16, 40, Ceiling(10, 50, 210, 210)),  # a cap of the client is held whole
+    ],
+)
+def test_a_hold_that_grows_begins_with_a_slice(
+    cap: int | None, choices: int, least: int, slice_tokens: int, expected: Ceiling
+) -> None:
+    bounds = {"input_tokens_max": 10, "output_tokens_cap": cap, "choices": choices, "min_output_tokens": least}
+    found = ceiling(price_of(), MODEL, **bounds, slice_tokens=slice_tokens)  # type: ignore[arg-type]
+    assert found == expected
+    assert found.first_nanos == (expected.slice.nanos if expected.slice else expected.nanos)
+
+
+def test_free_output_needs_no_slices() -> None:
+    free = price_of({Meter.INPUT: 1_000, Meter.OUTPUT: 0})
+    bounds = ceiling(
+        free, MODEL, input_tokens_max=10, output_tokens_cap=None, choices=1, min_output_tokens=16, slice_tokens=40
+    )
+    assert bounds == Ceiling(10, 100, 10, 10)
+
+
+def test_what_is_bought_is_what_covers_it() -> None:
+    for price in (price_of(), price_of({Meter.INPUT: 1_333, Meter.OUTPUT: 777}, DEAR_ABOVE_10)):
+        for choices in (1, 3):
+            for tokens in range(100):
+                nanos = covering_nanos(price, 11, choices, tokens)
+                assert affordable_output_tokens(price, 11, choices, nanos, limit=100) >= tokens
+                assert affordable_output_tokens(price, 11, choices, nanos - 1, limit=100) < max(tokens, 1)
 
 
 def test_what_has_no_ceiling_is_refused() -> None:

@@ -1,10 +1,12 @@
 """Step 2. What is asked for, who may ask for it, where it goes and what it can cost at most."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from gateway.core.catalogue import Meter, Model, Tier
+from gateway.core.ceiling import Slice
 from gateway.endpoints.chat import ChatEndpoint
 from gateway.errors import MalformedRequest, ModelNotFound
 from gateway.request.admit import Shelf, admit
@@ -34,6 +36,29 @@ def test_a_model_that_says_little_has_a_small_minimum() -> None:
     shelf = shelf_of([replace(WORKING_MODEL, output_tokens_max=5)])
     offer = offer_of(shelf)
     assert offer.ceiling.nanos == offer.ceiling.minimum_nanos == INPUT_MAX + 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("members", "hidden_reasoning", "is_sliced"),
+    [
+        ({"stream": True}, False, True),
+        ({"stream": True, "n": 2, "max_tokens": None}, False, True),
+        ({"stream": True}, True, False),
+        ({"stream": True, "max_tokens": 9_000}, False, False),
+        ({"stream": True, "max_completion_tokens": 9_000}, False, False),
+        ({"stream": False}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_only_a_stream_whose_output_can_be_counted_is_held_by_slices(
+    members: dict[str, Any], hidden_reasoning: bool, is_sliced: bool
+) -> None:
+    offer = offer_of(shelf_of([replace(WORKING_MODEL, hidden_reasoning=hidden_reasoning)]), **members)
+    choices = members.get("n", 1)
+    portion = Slice(4_096, 16, offer.ceiling.input_tokens_max + 4 * 4_096 * choices)
+    assert offer.ceiling.slice == (portion if is_sliced else None)
+    if not is_sliced:
+        assert offer.ceiling.first_nanos == offer.ceiling.nanos
 
 
 def test_a_prompt_is_bounded_by_the_context() -> None:
@@ -146,5 +171,5 @@ def test_upstreams_are_tried_in_their_order_under_their_names() -> None:
 
 def test_the_body_goes_along_as_it_came() -> None:
     body = body_of(max_tokens=5)
-    offer = admit(ANYONE, ChatEndpoint(), body, shelf_of(), min_output_tokens=16)
+    offer = admit(ANYONE, ChatEndpoint(), body, shelf_of(), min_output_tokens=16, hold_slice_tokens=4_096)
     assert offer.body is body

@@ -43,7 +43,14 @@ def body_of(**members: object) -> bytes:
 
 def offer_of(shelf: Shelf | None = None, principal: Principal = ANYONE, **members: object) -> Offer:
     """What a chat request with these members is offered."""
-    return admit(principal, ChatEndpoint(), body_of(**members), shelf or shelf_of(), min_output_tokens=16)
+    return admit(
+        principal,
+        ChatEndpoint(),
+        body_of(**members),
+        shelf or shelf_of(),
+        min_output_tokens=16,
+        hold_slice_tokens=4_096,
+    )
 
 
 def hold_of(offer: Offer, granted_nanos: int | None = None) -> Hold:

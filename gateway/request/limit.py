@@ -1,0 +1,167 @@
+"""How far a stream may run on what is held for it.
+
+A hold of the whole ceiling covers all that its cap allows, and an estimate is no count: such a stream is ended only at
+a multiple of its cap, which is proof that the upstream ignores it.
+
+A hold that grows covers what has been granted so far. The next slice is asked for when half of the last is used, while
+the relay goes on. What was refused, or granted in part, is asked for again at half of what is left, and so on, for
+other calls give money back meanwhile. Only a stream that has used all that is held waits, for one last answer, and is
+then cut off: nothing is risked that is not held.
+"""
+
+import asyncio
+import sys
+
+from gateway.core.ceiling import Slice, affordable_output_tokens, covering_nanos
+from gateway.db.lanes import Answer, Outcome
+from gateway.endpoints.endpoint import StreamReader
+from gateway.errors import Failure, UpstreamUnusable
+from gateway.request.admit import Offer
+from gateway.request.hold import Hold, Holds
+
+# How long a stream that stands at its limit waits for an answer under way. The ledger may be away: then it is over.
+_ANSWER_SECONDS_MAX = 2.0
+_NEVER = sys.maxsize
+
+
+class Limit:
+    """The limit of a stream whose whole ceiling is held. Output tokens are those of all choices together."""
+
+    __slots__ = ("_allowed", "_bytes", "_next_bytes")
+
+    def __init__(self, output_tokens_max: int) -> None:
+        self._allowed = 4 * output_tokens_max + 64
+        self._bytes = 0
+        self._next_bytes = 4 * self._allowed
+
+    def is_near(self, byte_count: int) -> bool:
+        """Whether a read of so many bytes may matter: the estimate grows by at most a token for four bytes."""
+        self._bytes += byte_count
+        return self._bytes >= self._next_bytes
+
+    async def is_passed(self, reader: StreamReader) -> bool:
+        """Whether the stream must be ended."""
+        count = reader.output_tokens_estimate()
+        self._look_again_at(self._allowed + 1, count)
+        return count > self._allowed
+
+    def failure(self) -> Failure:
+        """What to tell the client of a stream that was ended."""
+        return UpstreamUnusable("The reply ran past its hold and was ended.", code="cut_off")
+
+    def _look_again_at(self, tokens: int, count: int) -> None:
+        self._next_bytes = self._bytes + 4 * max(tokens - count, 1)
+
+
+class GrowingLimit(Limit):
+    """The limit of a stream whose hold grows with it."""
+
+    __slots__ = (
+        "_ask_at",
+        "_asked_at",
+        "_asking",
+        "_hold",
+        "_holds",
+        "_is_whole",
+        "_offer",
+        "_refused",
+        "_slice",
+        "_target_nanos",
+    )
+
+    def __init__(self, offer: Offer, hold: Hold, holds: Holds, portion: Slice) -> None:
+        self._offer = offer
+        self._hold = hold
+        self._holds = holds
+        self._asking: asyncio.Future[Answer] | None = None
+        self._asked_at = 0
+        self._target_nanos = 0
+        self._refused: Outcome | None = None
+        self._is_whole = False
+        self._slice = portion
+        # What is held at first is a slice, and no reckoning is needed: most streams never look.
+        self._allowed = portion.tokens * offer.request.choices
+        self._ask_at = self._allowed - portion.tokens * offer.request.choices // 2
+        self._bytes = 0
+        self._next_bytes = 4 * self._ask_at
+
+    async def is_passed(self, reader: StreamReader) -> bool:
+        count = reader.output_tokens_estimate()
+        if count >= self._ask_at:
+            self._ask(count)
+        if count > self._allowed and not await self._is_granted(count):
+            return True
+        soon = self._allowed + 1
+        self._look_again_at(soon if self._asking is not None else min(self._ask_at, soon), count)
+        return False
+
+    def failure(self) -> Failure:
+        return super().failure() if self._is_whole else self._holds.cut_off(self._refused)
+
+    async def _is_granted(self, count: int) -> bool:
+        """At the limit the relay waits: for an answer under way, and for one to a last question."""
+        for is_last in (self._asking is None, True):
+            self._ask(count)
+            asking = self._asking
+            if asking is None:
+                return False
+            await asyncio.wait((asking,), timeout=_ANSWER_SECONDS_MAX)
+            if not asking.done():
+                self._refused = None
+                return False
+            self._answered(asking)
+            if count <= self._allowed or is_last:
+                break
+        return count <= self._allowed
+
+    def _ask(self, count: int) -> None:
+        """Ask for another slice, unless an answer is under way or the whole ceiling is held."""
+        if self._asking is not None or self._is_whole:
+            return
+        self._asked_at = count
+        choices, whole = self._offer.request.choices, self._offer.ceiling.output_tokens_max
+        target = min(-(-max(self._allowed, count) // choices) + self._slice.tokens, whole)
+        least = min(self._allowed // choices + self._slice.least_tokens, target)
+        self._target_nanos = self._nanos(target)
+        self._asking = self._holds.extend(self._hold, self._target_nanos, self._nanos(least))
+        if self._asking is None:
+            self._refused = None
+            self._ask_again_later()
+        else:
+            self._asking.add_done_callback(self._answered)
+
+    def _answered(self, asking: "asyncio.Future[Answer]") -> None:
+        if asking is not self._asking:
+            return
+        self._asking = None
+        self._refused = None if asking.exception() is not None else asking.result().outcome
+        self._measure()
+        if self._hold.granted_nanos < self._target_nanos:
+            self._ask_again_later()
+        self._next_bytes = self._bytes  # what was reckoned from the old limit is void
+
+    def _measure(self) -> None:
+        """What the hold covers now, and where half of its last slice is used."""
+        price, bounds, choices = self._offer.price, self._offer.ceiling, self._offer.request.choices
+        whole, granted = bounds.output_tokens_max, self._hold.granted_nanos
+        covered = affordable_output_tokens(price, bounds.input_tokens_max, choices, granted, whole)
+        self._is_whole = covered == whole
+        if self._is_whole:
+            self._allowed, self._ask_at = 4 * whole * choices + 64, _NEVER
+        else:
+            self._allowed = covered * choices
+            self._ask_at = self._allowed - self._slice.tokens * choices // 2
+
+    def _ask_again_later(self) -> None:
+        self._ask_at = self._allowed - max(self._allowed - self._asked_at, 0) // 2
+
+    def _nanos(self, output_tokens: int) -> int:
+        offer = self._offer
+        return covering_nanos(offer.price, offer.ceiling.input_tokens_max, offer.request.choices, output_tokens)
+
+
+def limit_of(offer: Offer, hold: Hold) -> Limit:
+    """The limit of a stream on this hold."""
+    if hold.holds is None or offer.ceiling.slice is None:
+        return Limit(hold.output_tokens_max * offer.request.choices)
+    return GrowingLimit(offer, hold, hold.holds, offer.ceiling.slice)
