@@ -228,17 +228,18 @@ async def test_money_that_comes_in_time_is_used(shop: Shop) -> None:
     """A refusal is not the last word: a top-up, or the end of another call, keeps the stream alive."""
     wallet_id, key = await shop.farebox.new_wallet(format_nanos(FIRST))
     gate = Gate()
-    shop.upstream.next(Completion(output_tokens=200, gate=gate, gate_at_event=60))
+    # Slowly, so that there is time for an answer between two events: asked at 32, 48 and 56 tokens.
+    shop.upstream.next(Completion(output_tokens=100, gate=gate, gate_at_event=60, pause_seconds=0.01))
     call = spawn(stream(shop, key), name="a call")
     await gate.arrived()
-    await until(lambda: extensions(shop, "insufficient_funds") > 0)
+    await until(lambda: extensions(shop, "insufficient_funds") >= 3)
     await wallets.credit(
         shop.farebox.app.database, wallet_id, "01900000-0000-7000-8000-00000000000c", 10_000, actor="t", reason="t"
     )
     gate.open()
     _, body = await call
-    assert (words(body), body.endswith(DONE)) == (200, True)
-    assert (await shop.farebox.wallet(wallet_id))["balance_nanos"] == FIRST + 10_000 - PROMPT - 4 * 200
+    assert (words(body), body.endswith(DONE)) == (100, True)
+    assert (await shop.farebox.wallet(wallet_id))["balance_nanos"] == FIRST + 10_000 - PROMPT - 4 * 100
 
 
 async def test_a_wallet_suspended_in_the_middle_ends_its_stream_at_the_hold(shop: Shop) -> None:

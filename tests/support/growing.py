@@ -4,10 +4,12 @@ A slice is 64 tokens. The prompt "Go on." makes a body of 84 bytes with `"stream
 size, and 8 to the upstream. Its words are short, so that an output token is an event.
 """
 
+import asyncio
 from typing import Any
 
 import orjson
 
+from tests.support.call import WAIT_SECONDS_MAX
 from tests.support.ledger_operations import open_ledger
 from tests.support.shop import Shop
 
@@ -22,8 +24,8 @@ def extensions(shop: Shop, outcome: str) -> float:
 
 
 async def stream(shop: Shop, key: str | None = None, **members: object) -> tuple[int, bytes]:
-    """(status, body) of a whole call."""
-    async with shop.farebox.chat(key, **ASKED | members) as response:
+    """(status, body) of a whole call. Raises TimeoutError: an upstream here may be endless."""
+    async with asyncio.timeout(2 * WAIT_SECONDS_MAX), shop.farebox.chat(key, **ASKED | members) as response:
         return response.status, await response.read()
 
 
