@@ -22,12 +22,15 @@ from gateway.request.admit import Shelf
 from gateway.request.authenticate import Authenticator
 from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
+from gateway.request.idempotency import Idempotency
 from gateway.request.relay import Relay
 from gateway.request.settle import Settler
+from gateway.request.vault import Vault, secret_in
 from gateway.request.watch import Watch
 from gateway.settings import Settings, UpstreamSettings
 from gateway.tasks import spawn, stop
 from gateway.upkeep.catalogue import CatalogueRefresh
+from gateway.upkeep.forget_keys import ForgetKeys
 from gateway.upkeep.replay import Replay
 from gateway.upkeep.service import Service, run_forever
 from gateway.upkeep.sweep import Sweep
@@ -40,6 +43,8 @@ _log = logging.getLogger("farebox.app")
 _STUCK_SECONDS = 5.0
 _LAG_PROBE_SECONDS = 0.5
 _SETTLED_POLL_SECONDS = 0.01
+# Idempotency keys have connections of their own: a large reply must not keep an API key waiting to be looked up.
+_KEYS_STATEMENT_SECONDS = 5.0
 
 
 class _LaneMetrics:
@@ -64,6 +69,7 @@ class App:
     journal: Journal
     metrics: Metrics
     watch: Watch
+    idempotency: Idempotency
     sweep: Sweep
     replay: Replay
     invariants: Invariants
@@ -80,7 +86,7 @@ class App:
         # What the ledger does not take at once goes to the journal, so that every client still gets an end.
         self.lane.hurry()
         deadline = monotonic_seconds() + self.settings.stop_seconds * 0.2
-        while self.gateway.unsettled and monotonic_seconds() < deadline:  # noqa: ASYNC110 - once in a process
+        while (self.gateway.unsettled or self.idempotency.unfinished) and monotonic_seconds() < deadline:  # noqa: ASYNC110 - once in a process
             await asyncio.sleep(_SETTLED_POLL_SECONDS)
 
 
@@ -90,7 +96,7 @@ async def running(
 ) -> AsyncIterator[App]:
     """A gateway that serves while the context lasts, and drains at its end. `services` run beside its own.
 
-    Raises LedgerAway, JournalUnwritable, and OSError for a port that is taken.
+    Raises LedgerAway, JournalUnwritable, SecretUnusable, and OSError for a port that is taken.
     """
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
@@ -102,7 +108,10 @@ async def running(
         lane = _lane(settings, dsn, metrics)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ttl_dns_cache=60)
         stack.push_async_callback(connector.close)
-        app = _wire(settings, upstreams, database, journal, lane, connector, metrics)
+        keys_database = Database(dsn, statement_seconds=_KEYS_STATEMENT_SECONDS)
+        stack.push_async_callback(keys_database.close)
+        idempotency = _idempotency(settings, keys_database, lane, metrics)
+        app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)
         await app.catalogue.run_once()
         await _start(app, dsn, services, stack)
         yield app
@@ -123,6 +132,20 @@ def _lane(settings: Settings, dsn: str, metrics: Metrics) -> Lane:
     )
 
 
+def _idempotency(settings: Settings, database: Database, lane: Lane, metrics: Metrics) -> Idempotency:
+    given = settings.idempotency_secret
+    secret = secret_in(settings.directory()) if given is None else given.get_secret_value().encode()
+    return Idempotency(
+        database,
+        lane,
+        Vault(secret),
+        metrics,
+        keep_seconds=settings.idempotency_keep_seconds,
+        reply_bytes_max=settings.idempotency_reply_bytes_max,
+        hold_valid_seconds=settings.hold_valid_seconds,
+    )
+
+
 def _wire(
     settings: Settings,
     upstreams: tuple[UpstreamSettings, ...],
@@ -131,6 +154,7 @@ def _wire(
     lane: Lane,
     connector: aiohttp.BaseConnector,
     metrics: Metrics,
+    idempotency: Idempotency,
 ) -> App:
     watch = Watch()
     authenticator = Authenticator(
@@ -145,6 +169,7 @@ def _wire(
         holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
         relay=Relay(connector, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
         settler=Settler(lane, journal, metrics),
+        idempotent=idempotency,
         watch=watch,
         metrics=metrics,
         min_output_tokens=settings.min_output_tokens,
@@ -166,6 +191,7 @@ def _wire(
         journal=journal,
         metrics=metrics,
         watch=watch,
+        idempotency=idempotency,
         sweep=Sweep(database, lane, metrics, interval_seconds=settings.sweep_seconds),
         replay=Replay(journal, lane, metrics),
         invariants=Invariants(database, metrics, interval_seconds=settings.invariants_seconds),
@@ -180,6 +206,7 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
     lane_task = spawn(app.lane.run(), name="lane")
     # Once the lane has answered, or given up, every settle; before the journal is closed.
     stack.push_async_callback(app.gateway.settler.finished)
+    stack.push_async_callback(app.idempotency.finished)
 
     async def close_lane() -> None:
         app.lane.close()
@@ -195,6 +222,7 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
         app.catalogue,
         HeldGauges(app.database, app.metrics),
         Partitions(app.database),
+        ForgetKeys(app.database),
     ]
     background = [
         spawn(app.watch.run(), name="watch"),

@@ -4,6 +4,7 @@
     ├── Refused          the caller's side: change the request, the key or the funds
     │   ├── Unauthenticated  MalformedRequest  NotFound  MethodNotAllowed  ModelNotFound  BodyTooLarge
     │   ├── UnsupportedMediaType  RequestTimedOut  InsufficientFunds  WalletSuspended  TooManyAttempts
+    │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost
     ├── UpstreamFailed   the upstream's side: nothing was charged
     │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable
     └── Unavailable      our side, and worth retrying
@@ -139,6 +140,33 @@ class WalletSuspended(Refused):
     status = 403
     code = "wallet_suspended"
     type = "permission_error"
+
+
+class IdempotencyKeyReused(Refused):
+    """This Idempotency-Key was used for another request. Use a new key for a new request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    type = "idempotency_error"
+
+
+class IdempotentCallRunning(Refused):
+    """The call with this Idempotency-Key is still running. Nothing more was charged. Ask again for its reply."""
+
+    status = 409
+    code = "idempotent_call_running"
+    type = "idempotency_error"
+    retry_after_seconds = 1
+
+
+class IdempotentReplyLost(Refused):
+    """The call with this Idempotency-Key was charged, and its reply was not kept. Nothing more was charged.
+    Use a new key to ask anew, and to be charged anew."""
+
+    status = 409
+    code = "idempotent_reply_lost"
+    type = "idempotency_error"
+    should_retry = False
 
 
 class UpstreamFailed(Failure):

@@ -27,6 +27,7 @@ class Metrics:
     def _add_calls(self) -> None:
         self.calls = self._counter("calls", "Resolved calls.", "endpoint", "model", "outcome", "basis")
         self.refused = self._counter("refused", "Calls refused before the upstream, by kind.", "step", "code")
+        self.idempotency = self._counter("idempotency", "Idempotency keys, by what became of them.", "outcome")
         self.crashes = self._counter("crashes", "Unexpected failures: each is a bug.")
         self.added_seconds = self._histogram(
             "added_first_byte_seconds", "Time that passes here before the upstream is asked.", _FAST

@@ -18,10 +18,12 @@ NAMES = (
     "settle.durable",
     "finish.sent",
 )
+# Only of calls that carry an Idempotency-Key.
+KEYED_NAMES = ("idempotency.claimed", "idempotency.stored")
 
 _name, _, _count = os.environ.get("FAREBOX_KILL_AT", "").partition(":")
 _left = int(_count or 1)
-assert not _name or _name in NAMES, f"FAREBOX_KILL_AT: {_name} is not one of {NAMES}"
+assert not _name or _name in NAMES + KEYED_NAMES, f"FAREBOX_KILL_AT: {_name} is not one of {NAMES + KEYED_NAMES}"
 
 armed = bool(_name)
 

@@ -91,6 +91,9 @@ class Settings(BaseModel):
     calls_in_flight_max: int = Field(default=10_000, ge=1)
     hold_valid_seconds: int = Field(default=60, ge=2, le=86_400)
     drain_seconds: Seconds = 30.0
+    idempotency_secret: SecretStr | None = Field(default=None, min_length=32)
+    idempotency_keep_seconds: int = Field(default=86_400, ge=60, le=7 * 86_400)
+    idempotency_reply_bytes_max: int = Field(default=2**20, ge=1_024, le=2**26)
     stop_seconds: Seconds = 8.0
 
     key_cache_seconds: Seconds = 5.0

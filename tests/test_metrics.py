@@ -8,9 +8,11 @@ from gateway import __version__
 from gateway.db.lanes import Outcome
 from gateway.db.queries import invariants
 from gateway.metrics import Metrics
+from gateway.request.idempotency import Fate
 from gateway.request.meter import Ending
 from tests.support.behaviours import BROKEN, RATE_LIMITED, Completion, ResetBeforeHeaders
 from tests.support.gateway import FREE_MODEL, MODEL
+from tests.support.keyed import ask
 from tests.support.rawhttp import exchange, request
 from tests.support.shop import ENDPOINT, Shop, open_all_day, shop
 from tests.test_errors import EXPECTED
@@ -23,7 +25,7 @@ MORE_CODES = {"missing_required_parameter", "invalid_type", "invalid_value", "ou
 KNOWN = {
     "endpoint": {ENDPOINT},
     "model": {MODEL, FREE_MODEL},
-    "outcome": {*map(str, Ending), *map(str, Outcome), "journaled"},
+    "outcome": {*map(str, Ending), *map(str, Outcome), "journaled", *map(str, Fate)},
     "basis": {"reported", "estimated", "none"},
     "step": {"refused", "upstreamfailed", "unavailable"},
     "code": {code for _, code, *_ in EXPECTED.values()} | MORE_CODES,
@@ -32,7 +34,7 @@ KNOWN = {
     "class": {"connect", "connect_timeout", "reset", "redirect", "broke", "idle_timeout", "first_byte_timeout",
               "error_broke", "status_429", "status_4xx", "status_5xx"},
     "reason": {*map(str, Ending), "usage_missing", "usage_invalid", "meter_failed"},
-    "service": {"sweep", "replay", "invariants", "catalogue", "held", "partitions"},
+    "service": {"sweep", "replay", "invariants", "catalogue", "held", "partitions", "forget_keys"},
     "invariant": set(invariants()),
     "version": {__version__},
 }  # fmt: skip
@@ -45,6 +47,7 @@ async def test_a_busy_gateway_has_only_labels_that_are_known(shop: Shop) -> None
     for _ in range(5):
         async with shop.chat() as response:
             await response.read()
+    assert [(await ask(shop.farebox, HOSTILE[:7])).status for _ in range(2)] == [200, 200]
     async with shop.chat(stream=True, model=FREE_MODEL) as response:
         await response.read()
     for members in ({"model": HOSTILE}, {"n": HOSTILE}, {HOSTILE: 1}, {"max_tokens": 10**9}, {"stream": HOSTILE}):

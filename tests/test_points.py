@@ -13,7 +13,7 @@ PROGRAM = """
 from gateway import points
 print(points.armed, flush=True)
 for visit in range(1, 6):
-    for name in points.NAMES:
+    for name in points.NAMES + points.KEYED_NAMES:
         points.reach(name)
     print(visit, flush=True)
 """
@@ -29,7 +29,14 @@ def run(kill_at: str | None) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "visits"), [("hold.placed:3", 2), ("settle.durable", 0), ("finish.sent:5", 4), ("relay.done:1", 0)]
+    ("kill_at", "visits"),
+    [
+        ("hold.placed:3", 2),
+        ("settle.durable", 0),
+        ("finish.sent:5", 4),
+        ("relay.done:1", 0),
+        ("idempotency.stored:2", 1),
+    ],
 )
 def test_the_process_is_killed_at_the_named_visit(kill_at: str, visits: int) -> None:
     ended = run(kill_at)

@@ -16,6 +16,7 @@ from gateway.db.migrate import migrate
 from gateway.db.pool import Database
 from gateway.db.prices import current
 from gateway.logs import configure
+from gateway.request.vault import SecretUnusable
 from gateway.settings import Settings, UpstreamSettings
 from gateway.upkeep.keep_database import KeepDatabase
 from gateway.upkeep.price_import import import_prices
@@ -86,7 +87,7 @@ async def _serve(
             await announce(app)
             await stopped.wait()
             click.echo("farebox is stopping: calls in flight may end", err=True)
-    except JournalUnwritable as error:
+    except (JournalUnwritable, SecretUnusable) as error:
         raise Misconfigured(str(error)) from error
     except OSError as error:
         raise Misconfigured(

@@ -4,7 +4,7 @@ From the moment that a hold is placed, every way out of `handle` goes through ex
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
-from gateway.request.authenticate import Authenticator
+from gateway.request.authenticate import Authenticator, Principal
 from gateway.request.headers import hold_headers
 from gateway.request.hold import Hold, Holds
 from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
@@ -29,6 +29,8 @@ _log = logging.getLogger("farebox.handle")
 
 # A stream's client that wants to know the cost asks with this header, and gets an SSE comment near the end.
 RECEIPT_HEADER = "x-farebox-receipt"
+# A call that carries this one is answered and charged once, however often it is sent.
+IDEMPOTENCY_KEY = "idempotency-key"
 
 
 class Inbound(Protocol):
@@ -53,6 +55,19 @@ class Finish:
     body: bytes
     started: bool
     is_broken: bool = False  # the end cannot be well-formed: the connection must be dropped
+    is_whole: bool = False  # with what went before, it is all of a model's reply
+
+
+# Places the hold of a call, with this id if one is given, and serves it to this client.
+Serve = Callable[[str | None, Client], Awaitable[Finish]]
+
+
+class Idempotent(Protocol):
+    """What sees to it that a call with an idempotency key is served once (gateway/request/idempotency.py)."""
+
+    async def run(
+        self, principal: Principal, offer: Offer, path: str, headers: Mapping[str, str], client: Client, serve: Serve
+    ) -> Finish: ...
 
 
 @dataclass(slots=True)
@@ -64,6 +79,7 @@ class Gateway:
     holds: Holds
     relay: Relay
     settler: Settler
+    idempotent: Idempotent
     watch: Watch
     metrics: Metrics
     min_output_tokens: int
@@ -96,9 +112,28 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     )
     if points.armed:
         points.reach("admit.done")
+    if IDEMPOTENCY_KEY in inbound.headers:
+
+        async def serve(hold_id: str | None, to: Client) -> Finish:
+            return await _serve(gateway, path, inbound, to, principal, offer, hold_id)
+
+        return await gateway.idempotent.run(principal, offer, path, inbound.headers, client, serve)
+    return await _serve(gateway, path, inbound, client, principal, offer, None)
+
+
+async def _serve(
+    gateway: Gateway,
+    path: str,
+    inbound: Inbound,
+    client: Client,
+    principal: Principal,
+    offer: Offer,
+    hold_id: str | None,
+) -> Finish:
+    """Hold, and see the hold through."""
     gateway.in_flight += 1
     try:
-        hold = await gateway.holds.place(principal, offer)
+        hold = await gateway.holds.place(principal, offer, hold_id)
         if points.armed:
             points.reach("hold.placed")
         gateway.unsettled += 1
@@ -171,14 +206,15 @@ def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, w
         if wants_receipt and is_events:
             rest = _receipt_comment(charge, receipt) + rest
         is_broken = failure is not None and not is_events
-        return Finish(relayed.status, relayed.headers, rest, started=True, is_broken=is_broken)
+        is_whole = relayed.is_whole and failure is None
+        return Finish(relayed.status, relayed.headers, rest, started=True, is_broken=is_broken, is_whole=is_whole)
     if failure is not None or (seen.ending in (Ending.REFUSED, Ending.CLIENT_GONE) and not relayed.headers):
         failure = failure or UpstreamUnreachable()
         failure.headers.update(_own_headers(hold, charge, receipt))
         raise failure
     headers = relayed.headers
     headers.update(_own_headers(hold, charge, receipt))
-    return Finish(relayed.status, headers, relayed.rest, started=False)
+    return Finish(relayed.status, headers, relayed.rest, started=False, is_whole=relayed.is_whole)
 
 
 def _own_headers(hold: Hold, charge: Charge, receipt: Receipt) -> dict[str, str]:

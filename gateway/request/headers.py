@@ -16,11 +16,13 @@ _NOT_SENT = _HOP_BY_HOP | {
     "openai-organization", "openai-project", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-host",
     "x-forwarded-proto", "x-real-ip", "x-request-id", "x-http-method", "x-http-method-override", "x-method-override",
     "x-original-url", "x-rewrite-url",
+    # Clients choose it, and all of them have one account there: another's reply could come back.
+    "idempotency-key",
 }  # fmt: skip
 # Ours to set, or whose account the upstream knows us by.
 _NOT_RETURNED = _HOP_BY_HOP | {
     "content-length", "content-encoding", "date", "set-cookie", "openai-organization", "openai-project", "alt-svc",
-    "x-request-id",
+    "x-request-id", "idempotent-replayed",
 }  # fmt: skip
 
 

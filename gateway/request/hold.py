@@ -47,12 +47,15 @@ class Holds:
         self._extensions = {outcome: metrics.hold_extensions.labels(outcome) for outcome in Outcome}
         self.usable = True  # False while the journal cannot take a settle: no new money is put at risk
 
-    async def place(self, principal: Principal, offer: Offer) -> Hold:
-        """Raises InsufficientFunds, WalletSuspended, LedgerUnavailable, Overloaded."""
+    async def place(self, principal: Principal, offer: Offer, hold_id: str | None = None) -> Hold:
+        """Place a hold, with this id if one is given.
+
+        Raises InsufficientFunds, WalletSuspended, LedgerUnavailable, Overloaded.
+        """
         if self._lane.away or not self.usable:
             raise LedgerUnavailable
         began = monotonic_seconds()
-        hold_id = new_id()
+        hold_id = hold_id or new_id()
         answer = await self._ask(_operation(principal, offer, hold_id, self._valid_seconds))
         self._metrics.hold_seconds.observe(monotonic_seconds() - began)
         self._decisions[answer.outcome].inc()
@@ -182,8 +185,13 @@ def _affordable(offer: Offer, nanos: int) -> int:
     )
 
 
+def hold_fields(principal: Principal, offer: Offer, hold_id: str) -> dict[str, object]:
+    """What every operation of wallet_apply says that may make a hold's first row."""
+    return {"hold": hold_id, "key": principal.key_id, "price": offer.price.price_id, "endpoint": offer.endpoint.name}
+
+
 def _operation(principal: Principal, offer: Offer, hold_id: str, valid_seconds: int) -> Operation:
-    shared = {"hold": hold_id, "key": principal.key_id, "price": offer.price.price_id, "endpoint": offer.endpoint.name}
+    shared = hold_fields(principal, offer, hold_id)
     document = orjson.dumps(
         {
             "op": "hold",

@@ -51,6 +51,7 @@ class Relayed:
     rest: bytes = b""
     started: bool = False
     failure: Failure | None = None
+    is_whole: bool = False  # all of a model's reply was read, whether or not its client is still there
 
 
 class Relay:
@@ -258,6 +259,7 @@ class Relay:
                 # Half a JSON body is no reply: the client is told so, and pays nothing for it.
                 relayed.failure, relayed.rest = UpstreamUnusable(), b""
                 seen = Seen(ending, None, int, relayed.seen.missing_usage)
+        relayed.is_whole = seen.ending is Ending.COMPLETED
         if call.is_client_gone and ending is Ending.COMPLETED:
             seen = seen._replace(ending=Ending.CLIENT_GONE)
         relayed.seen = seen
@@ -304,6 +306,7 @@ class Relay:
             # An end without [DONE] is an end, if anything came: some upstreams send none.
             if reader.failed or not (reader.ended or reader.usage is not None or reader.output_seen):
                 ending = Ending.BROKE
+            relayed.is_whole = ending is Ending.COMPLETED
             if call.is_client_gone:
                 ending = Ending.CLIENT_GONE
         relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
@@ -329,7 +332,9 @@ class Relay:
 
     async def _pass_on(self, call: Call, data: bytes) -> None:
         """Write to the client; if it is gone, go on reading for the usage until the watch says enough."""
-        if data and not call.is_client_gone:
+        if data and call.is_client_gone:
+            call.client.missed(data)
+        elif data:
             call.writing_since_seconds = monotonic_seconds()
             try:
                 await call.client.write(data)

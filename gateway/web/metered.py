@@ -111,6 +111,9 @@ class Exchange:
         assert self._response is not None, "write follows start"
         await self._response.write(data)
 
+    def missed(self, data: bytes) -> None:
+        """What it would have been sent, had it stayed."""
+
     async def finish(self, finish: Finish) -> web.StreamResponse:
         """Send what comes last."""
         if not finish.started:

@@ -16,7 +16,7 @@ from gateway.db import wallets
 from tests.support.behaviours import BROKEN, RATE_LIMITED, UNAUTHORIZED, Completion, End, failure
 from tests.support.call import Gate, Served
 from tests.support.gateway import FREE_MODEL, MODEL, Farebox, make_wallet
-from tests.support.shop import CREDIT_NANOS, Shop, settled
+from tests.support.shop import CREDIT_NANOS, Shop, settled, until
 from tests.support.upstream import FakeUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -174,6 +174,38 @@ async def test_a_lowered_cap_is_told(gateway: Farebox, upstream: FakeUpstream) -
     usage = raw.parse().usage
     assert usage is not None
     assert usage.completion_tokens == cap
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_with_an_idempotency_key_is_charged_once(
+    gateway: Farebox, upstream: FakeUpstream, client: AsyncOpenAI, stream: bool
+) -> None:
+    async def text(temperature: float = 1.0) -> str:
+        reply: Any = await client.chat.completions.create(
+            model=MODEL,
+            messages=SAY,
+            stream=stream,
+            temperature=temperature,
+            extra_headers={"Idempotency-Key": "invoice-7"},
+        )
+        if stream:
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in reply])
+        return str(reply.choices[0].message.content)
+
+    gate = Gate()
+    upstream.default = Completion(gate=gate)
+    first = asyncio.create_task(text())
+    await gate.arrived()
+    # It is told to wait, and does: the SDK tries a 409 again.
+    again = asyncio.create_task(text())
+    await until(lambda: gateway.app.metrics.idempotency.labels("running").value > 0)
+    gate.open()
+    assert await again == await first == await text()
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        await text(0.5)
+    assert caught.value.code == "idempotency_key_reused"
+    (served,) = upstream.log
+    await assert_charged(gateway, served)
 
 
 # Refusals and failures -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ OURS = {"accept-encoding": "identity", "x-request-id": "hold-1", "authorization"
     "name",
     ["Authorization", "api_key", "X_API_Key", "Cookie", "OpenAI_Organization", "OpenAI_Project", "Host", "Expect",
      "Transfer_Encoding", "Upgrade", "X_Forwarded_For", "X_Farebox_Receipt", "x_farebox_anything", "Content_Encoding",
-     "X_Original_URL", "X_Rewrite_Url", "X_HTTP_Method_Override"],
+     "X_Original_URL", "Idempotency_Key", "X_Rewrite_Url", "X_HTTP_Method_Override"],
 )  # fmt: skip
 def test_secrets_and_hop_by_hop_headers_stay_here(name: str) -> None:
     for spelling in (name, name.upper(), name.lower()):
@@ -53,7 +53,15 @@ def test_no_authorization_of_ours_means_none() -> None:
 
 
 def test_reply_headers_keep_what_is_the_upstreams() -> None:
-    given = CIMultiDict({"Content-Type": "a", "X-Request-Id": "req_1", "Set-Cookie": "c", "openai-organization": "o"})
+    given = CIMultiDict(
+        {
+            "Content-Type": "a",
+            "X-Request-Id": "req_1",
+            "Set-Cookie": "c",
+            "openai-organization": "o",
+            "Idempotent-Replayed": "true",
+        }
+    )
     given.add("Via", "1")
     given.add("Via", "2")
     kept = reply_headers(CIMultiDictProxy(given))

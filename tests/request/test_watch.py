@@ -30,6 +30,9 @@ class Caller:
     async def write(self, data: bytes) -> None:
         raise NotImplementedError
 
+    def missed(self, data: bytes) -> None:
+        raise NotImplementedError
+
 
 class Response:
     """What a call reads from."""
