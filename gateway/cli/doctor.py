@@ -83,6 +83,7 @@ def _examine(settings: Settings | InvalidSettings) -> Iterator[Check]:
     yield _upstreams(settings)
     yield from _database(settings)
     yield from _journal(settings)
+    yield _kept_replies(settings)
     yield _port("port", settings.host, settings.port)
     yield _port("ops_port", settings.ops_host, settings.ops_port)
     yield _open_files()
@@ -93,6 +94,15 @@ def _upstreams(settings: Settings) -> Check:
         advice = "set FAREBOX_UPSTREAM_BASE_URL and FAREBOX_UPSTREAM_API_KEY, or list [[upstream]] in the file"
         return Check("upstreams", State.WARN, "none: only `farebox demo` can serve", advice)
     return Check("upstreams", State.OK, ", ".join(f"{one.name} ({one.base_url})" for one in settings.upstream))
+
+
+def _kept_replies(settings: Settings) -> Check:
+    if settings.idempotency_secret is not None:
+        return Check("idempotency", State.OK, "idempotency_secret is set")
+    if settings.database_url is None:
+        return Check("idempotency", State.OK, "the secret is in the data directory")
+    advice = "set FAREBOX_IDEMPOTENCY_SECRET, the same for every gateway, if they do not share a data directory"
+    return Check("idempotency", State.WARN, "no idempotency_secret: another machine cannot read kept replies", advice)
 
 
 def _database(settings: Settings) -> Iterator[Check]:

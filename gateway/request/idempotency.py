@@ -91,6 +91,8 @@ class Idempotency:
         self._lane = lane
         self._vault = vault
         self._metrics = metrics
+        # Each is there from the start, so that its first count is an increase.
+        self._counts = {fate: metrics.idempotency.labels(fate) for fate in Fate}
         self._keep_seconds = keep_seconds
         self.reply_bytes_max = reply_bytes_max
         self._unplaced_seconds = 2.0 * hold_valid_seconds
@@ -278,7 +280,7 @@ class Idempotency:
         self._collected_bytes -= size
 
     def _count(self, fate: Fate) -> None:
-        self._metrics.idempotency.labels(fate).inc()
+        self._counts[fate].inc()
 
 
 def request_key(wallet_id: str, path: str, headers: Mapping[str, str], body: bytes) -> Key:

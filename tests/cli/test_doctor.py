@@ -16,7 +16,7 @@ from tests.support.postgres import ScratchPostgres
 
 CHECKS = [
     *("settings", "upstreams", "database", "durability", "max_connections", "clock", "writable", "migrations"),
-    *("prices", "journal", "journals_left", "port", "ops_port", "open_files"),
+    *("prices", "journal", "journals_left", "idempotency", "port", "ops_port", "open_files"),
 ]
 RECORD = encode(Record(new_id(), new_id(), b'{"op":"void"}'))
 
@@ -46,7 +46,8 @@ def test_a_server_that_may_lose_money_fails(farebox: Command) -> None:
     assert list(found) == CHECKS
     assert found["durability"]["state"] == "fail"
     assert "fsync is off" in found["durability"]["detail"]
-    assert {name for name, one in found.items() if one["state"] != "ok"} == {"durability", "upstreams", "prices"}
+    unwell = {name for name, one in found.items() if one["state"] != "ok"}
+    assert unwell == {"durability", "upstreams", "prices", "idempotency"}
     said = farebox("doctor")
     assert said.exit_code == 1
     assert "durability: change that before money depends on it" in said.out
@@ -67,6 +68,13 @@ def test_models_that_no_upstream_serves_are_a_warning(farebox: Command, tmp_path
     farebox.json("price", "set", "m", "--input", "1", "--output", "1")
     found = checks(farebox, FAREBOX_CONFIG=str(file))
     assert (found["prices"]["state"], found["upstreams"]["state"]) == ("warn", "ok")
+
+
+@pytest.mark.parametrize(("secret", "state"), [(None, "warn"), ("s" * 32, "ok")])
+def test_gateways_that_share_a_database_need_one_secret(farebox: Command, secret: str | None, state: str) -> None:
+    given = {} if secret is None else {"FAREBOX_IDEMPOTENCY_SECRET": secret}
+    assert checks(farebox, **given)["idempotency"]["state"] == state
+    assert "s" * 32 not in farebox("doctor", **given).out
 
 
 def test_bad_settings_fail(farebox: Command) -> None:
