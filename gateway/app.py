@@ -45,6 +45,7 @@ _LAG_PROBE_SECONDS = 0.5
 _SETTLED_POLL_SECONDS = 0.01
 # Idempotency keys have connections of their own: a large reply must not keep an API key waiting to be looked up.
 _KEYS_STATEMENT_SECONDS = 5.0
+_KEYS_CONNECTIONS_MAX = 8
 
 
 class _LaneMetrics:
@@ -108,7 +109,7 @@ async def running(
         lane = _lane(settings, dsn, metrics)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0, ttl_dns_cache=60)
         stack.push_async_callback(connector.close)
-        keys_database = Database(dsn, statement_seconds=_KEYS_STATEMENT_SECONDS)
+        keys_database = Database(dsn, connections_max=_KEYS_CONNECTIONS_MAX, statement_seconds=_KEYS_STATEMENT_SECONDS)
         stack.push_async_callback(keys_database.close)
         idempotency = _idempotency(settings, keys_database, lane, metrics)
         app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)

@@ -13,7 +13,7 @@ class Standing(StrEnum):
     FINISHED = "finished"  # the reply is kept
     LOST = "lost"  # charged, and the reply is not kept
     RUNNING = "running"
-    FREE = "free"  # ended without a charge, and nothing can charge it any more: may be taken over
+    FREE = "free"  # past its time, or ended without a charge and nothing can charge it any more: may be taken over
     UNPLACED = "unplaced"  # claimed long ago and no hold: free once its hold can no longer be placed
     SWEPT = "swept"  # the gateway died and nothing was charged: free once it can no longer be settled late
 
@@ -56,7 +56,7 @@ async def look(database: Database, key: Key, *, unplaced_seconds: float, grace_s
 async def take_over(database: Database, key: Key, old_hold_id: str, hold_id: str, *, keep_seconds: int) -> bool:
     """Take a FREE key; False if another was quicker."""
     row = await database.fetch_one(
-        "idempotency_take_over", key.wallet_id, key.key_hash, old_hold_id, hold_id, float(keep_seconds)
+        "idempotency_take_over", *key[:2], old_hold_id, key.body_hash, hold_id, float(keep_seconds)
     )
     return row is not None
 

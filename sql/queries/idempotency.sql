@@ -1,14 +1,9 @@
 -- name: idempotency_claim
--- Claim a key for the call whose hold will be $4; no row where somebody has it. Past its time a key is free again, but
--- not while its call still runs.
+-- Claim a key for the call whose hold will be $4; no row where somebody has it. Nothing is written, nor locked, then: a
+-- replay costs no commit.
 INSERT INTO idempotency_keys AS k (wallet_id, key_hash, body_hash, hold_id, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
-ON CONFLICT (wallet_id, key_hash) DO UPDATE
-SET body_hash = excluded.body_hash, hold_id = excluded.hold_id, status = 'running', reply = NULL,
-    claimed_at = now(), expires_at = excluded.expires_at
-WHERE k.expires_at <= now() AND NOT EXISTS (
-    SELECT FROM holds AS h WHERE h.wallet_id = k.wallet_id AND h.hold_id = k.hold_id AND h.state = 'open'
-)
+ON CONFLICT (wallet_id, key_hash) DO NOTHING
 RETURNING k.hold_id;
 
 -- name: idempotency_look
@@ -19,6 +14,7 @@ SELECT
     coalesce(u.charged_nanos, 0)::bigint AS charged_nanos,
     CASE WHEN k.body_hash = $3 THEN k.reply END AS reply,
     CASE
+        WHEN k.expires_at <= now() AND h.state IS DISTINCT FROM 'open' THEN 'free'
         WHEN k.body_hash <> $3 THEN 'other_body'
         WHEN k.status = 'finished' THEN 'finished'
         WHEN k.status = 'lost' THEN 'lost'
@@ -47,10 +43,11 @@ CROSS JOIN LATERAL (
 WHERE k.wallet_id = $1 AND k.key_hash = $2;
 
 -- name: idempotency_take_over
--- Claim the key of a call that ended without a charge, for the hold $4 in place of $3.
+-- Claim a key that is free, for the body $4 and the hold $5 in place of $3.
 UPDATE idempotency_keys
-SET hold_id = $4, claimed_at = now(), expires_at = now() + make_interval(secs => $5)
-WHERE wallet_id = $1 AND key_hash = $2 AND hold_id = $3 AND status = 'running'
+SET body_hash = $4, hold_id = $5, status = 'running', reply = NULL, claimed_at = now(),
+    expires_at = now() + make_interval(secs => $6)
+WHERE wallet_id = $1 AND key_hash = $2 AND hold_id = $3 AND (status = 'running' OR expires_at <= now())
 RETURNING hold_id;
 
 -- name: idempotency_keep
