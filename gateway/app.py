@@ -17,6 +17,7 @@ from gateway.db.lanes import Lane
 from gateway.db.migrate import pending
 from gateway.db.pool import Connection, Database, LedgerAway, connect
 from gateway.db.queries import queries
+from gateway.db.seals import Limits as SealLimits
 from gateway.metrics import Metrics
 from gateway.request.admit import Shelf
 from gateway.request.authenticate import Authenticator
@@ -32,6 +33,7 @@ from gateway.tasks import spawn, stop
 from gateway.upkeep.catalogue import CatalogueRefresh
 from gateway.upkeep.forget_keys import ForgetKeys
 from gateway.upkeep.replay import Replay
+from gateway.upkeep.seal import ChainService, SealService
 from gateway.upkeep.service import Service, run_forever
 from gateway.upkeep.sweep import Sweep
 from gateway.upkeep.vitals import HeldGauges, Invariants, Partitions
@@ -74,6 +76,8 @@ class App:
     sweep: Sweep
     replay: Replay
     invariants: Invariants
+    seal: SealService
+    chain: ChainService
     catalogue: CatalogueRefresh
     port: int = 0
     ops_port: int = 0
@@ -196,6 +200,13 @@ def _wire(
         sweep=Sweep(database, lane, metrics, interval_seconds=settings.sweep_seconds),
         replay=Replay(journal, lane, metrics),
         invariants=Invariants(database, metrics, interval_seconds=settings.invariants_seconds),
+        seal=SealService(
+            database,
+            metrics,
+            SealLimits(settings.seal_entries_max, settings.seal_age_seconds),
+            interval_seconds=settings.seal_seconds,
+        ),
+        chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
     )
     return app
@@ -220,6 +231,8 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
         app.sweep,
         app.replay,
         app.invariants,
+        app.seal,
+        app.chain,
         app.catalogue,
         HeldGauges(app.database, app.metrics),
         Partitions(app.database),
@@ -309,6 +322,8 @@ async def _checks(app: App) -> list[Check]:
     checks.append(Check("models", offered > 0, f"{offered} models on offer"))
     failing = app.invariants.failing
     checks.append(Check("invariants", not failing, ", ".join(failing) or "ok", gates_ready=False))
+    changed = len(app.chain.changed) + len(app.seal.unsealable)
+    checks.append(Check("chain", not changed, f"{changed} places changed" if changed else "ok", gates_ready=False))
     checks.append(Check("not_stopping", not app.gateway.stopping, "stopping" if app.gateway.stopping else "ok"))
     return checks
 

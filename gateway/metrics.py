@@ -20,6 +20,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._add_calls()
         self._add_ledger()
+        self._add_seals()
         self._add_money()
         self._add_upstreams()
         self._add_process()
@@ -52,6 +53,13 @@ class Metrics:
         self.swept = self._counter("swept_holds", "Holds resolved by the sweep.")
         self.invariant_failures = self._gauge(
             "invariant_failures", "Rows that an invariant found at its last run.", "invariant"
+        )
+
+    def _add_seals(self) -> None:
+        self.seal_lag = self._gauge("seal_lag_seconds", "Age of the oldest ledger entry that is not sealed yet.")
+        self.sealed_entries = self._counter("sealed_entries", "Ledger entries sealed by this process.")
+        self.seal_mismatches = self._gauge(
+            "seal_mismatches", "Wallets or blocks whose entries are not what they must be, as last looked at.", "kind"
         )
 
     def _add_money(self) -> None:

@@ -107,6 +107,10 @@ class Settings(BaseModel):
     journal_bytes_max: int = Field(default=256 * 2**20, ge=4_096)
     sweep_seconds: Seconds = 10.0
     invariants_seconds: Seconds = 300.0
+    seal_seconds: Seconds = 30.0
+    seal_entries_max: int = Field(default=256, ge=1, le=1_024)
+    seal_age_seconds: Seconds = 300.0
+    usage_retention_days: int | None = Field(default=None, ge=62, le=36_500)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -127,7 +127,16 @@ def test_every_default_is_valid_and_every_setting_has_a_unit() -> None:
     assert Settings.model_validate(defaults.model_dump()) == defaults
     assert load({}) == defaults
     plain = {"port", "ops_port"}
-    units = ("_seconds", "_bytes_max", "_tokens", "_operations_max", "_entries_max", "_in_flight_max", "_second_max")
+    units = (
+        "_seconds",
+        "_bytes_max",
+        "_tokens",
+        "_operations_max",
+        "_entries_max",
+        "_in_flight_max",
+        "_second_max",
+        "_days",
+    )
     for name, value in defaults.model_dump().items():
         if isinstance(value, int | float) and name not in plain:
             assert name.endswith(units)

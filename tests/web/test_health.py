@@ -9,6 +9,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.journal_record import Record
+from gateway.db.seals import LEAST_ID
 from tests.support.gateway import Farebox, farebox
 from tests.support.ledger_proxy import LedgerProxy, ledger_proxy
 from tests.support.postgres import ScratchPostgres
@@ -19,7 +20,7 @@ from tests.support.shop import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GATES = {"database", "lane", "journal_writable", "models", "not_stopping"}
-CHECKS = GATES | {"journal_empty", "invariants"}
+CHECKS = GATES | {"journal_empty", "invariants", "chain"}
 House = tuple[Farebox, LedgerProxy]
 
 
@@ -139,6 +140,13 @@ async def test_drift_and_a_waiting_journal_are_ill_but_ready(house: House) -> No
         assert (status, health["checks"]["invariants"]["detail"]) == (503, "accounts_sum_to_zero")
     finally:
         running.app.invariants.failing = {}
+    running.app.chain.changed = {(LEAST_ID, 7): "entry"}
+    try:
+        assert await failing(running) == (200, set())
+        status, health = await get(running, "/healthz")
+        assert (status, health["checks"]["chain"]["detail"]) == (503, "1 places changed")
+    finally:
+        running.app.chain.changed = {}
     await shut(running, proxy)
     await running.app.journal.append(Record(running.wallet_id, running.wallet_id, b'{"op":"no such"}'))
     status, health = await get(running, "/healthz")
