@@ -1,5 +1,5 @@
 -- Named queries that return no row on a healthy database. Run after every database test, by `farebox audit`, and by
--- the invariants service. Each returns a wallet_id (or null) and a sentence that names the first difference.
+-- the invariants service. Each returns a wallet_id (or null), a seq where it is about an entry, and a sentence.
 
 -- name: balance_is_the_sum_of_entries
 SELECT w.wallet_id, format('balance %s, entries sum to %s', w.balance_nanos, coalesce(e.total, 0)) AS difference
@@ -32,10 +32,20 @@ FROM wallets
 WHERE balance_nanos - held_nanos < -floor_nanos;
 
 -- name: charges_respect_the_floor_at_every_seq
-SELECT e.wallet_id, format('seq %s left %s under floor %s', e.seq, e.balance_after_nanos, w.floor_nanos) AS difference
+SELECT
+    e.wallet_id, e.seq,
+    format('left %s under floor %s', e.balance_after_nanos, coalesce(f.floor_nanos, w.floor_nanos)) AS difference
 FROM ledger_entries AS e
 JOIN wallets AS w USING (wallet_id)
-WHERE e.kind = 'charge' AND e.balance_after_nanos < -w.floor_nanos;
+LEFT JOIN LATERAL (
+    -- The floor that was in force then, where it has changed since.
+    SELECT floor_nanos FROM wallet_floors AS f
+    WHERE f.wallet_id = e.wallet_id AND f.last_seq >= e.seq
+    ORDER BY f.change
+    LIMIT 1
+) AS f ON true
+WHERE e.kind = 'charge' AND e.balance_after_nanos < 0
+    AND e.balance_after_nanos < -coalesce(f.floor_nanos, w.floor_nanos);
 
 -- name: seq_is_dense
 SELECT w.wallet_id, format('entry_seq %s, %s entries from %s to %s', w.entry_seq, e.n, e.low, e.high) AS difference
@@ -46,7 +56,7 @@ LEFT JOIN (
 WHERE w.entry_seq <> coalesce(e.n, 0) OR coalesce(e.low, 1) <> 1 OR coalesce(e.high, 0) <> w.entry_seq;
 
 -- name: balance_after_is_a_chain
-SELECT wallet_id, format('seq %s: %s + %s is not %s', seq, before, amount_nanos, balance_after_nanos) AS difference
+SELECT wallet_id, seq, format('%s + %s is not %s', before, amount_nanos, balance_after_nanos) AS difference
 FROM (
     SELECT
         wallet_id, seq, amount_nanos, balance_after_nanos,
@@ -75,17 +85,41 @@ LEFT JOIN usage_events AS s ON s.wallet_id = u.wallet_id AND s.hold_id = u.hold_
 WHERE u.prior_nanos <> coalesce(s.charged_nanos, 0);
 
 -- name: every_charge_has_one_usage_event
-SELECT e.wallet_id, format('seq %s of hold %s: %s usage events', e.seq, e.hold_id, count(u.hold_id)) AS difference
+SELECT
+    e.wallet_id, e.seq,
+    format('hold %s: %s usage events of %s', e.hold_id, count(u.hold_id), -e.amount_nanos) AS difference
 FROM ledger_entries AS e
 LEFT JOIN usage_events AS u
     ON u.wallet_id = e.wallet_id AND u.hold_id = e.hold_id AND u.entry_seq = e.seq
     AND u.charged_nanos = -e.amount_nanos
 WHERE e.kind = 'charge'
-GROUP BY e.wallet_id, e.seq, e.hold_id
-HAVING count(u.hold_id) <> 1;
+GROUP BY e.wallet_id, e.seq
+HAVING count(u.hold_id) > 1 OR (
+    count(u.hold_id) = 0
+    -- But for those that retention has dropped.
+    AND NOT EXISTS (
+        SELECT FROM usage_dropped AS d WHERE e.hold_id >= d.first_hold AND e.hold_id < d.end_hold
+    )
+);
+
+-- name: dropped_usage_is_what_was_charged
+-- Of usage events that retention has dropped, the sum is kept: it must be that of the entries of the same calls.
+SELECT
+    NULL::uuid AS wallet_id,
+    format('%s was charged %s, its entries sum to %s', d.partition, d.charged_nanos, coalesce(e.total, 0)) AS difference
+FROM usage_dropped AS d
+LEFT JOIN (
+    SELECT d.partition, -sum(e.amount_nanos) AS total
+    FROM usage_dropped AS d
+    JOIN ledger_entries AS e ON e.kind = 'charge' AND e.hold_id >= d.first_hold AND e.hold_id < d.end_hold
+    GROUP BY d.partition
+) AS e USING (partition)
+WHERE d.charged_nanos <> coalesce(e.total, 0);
 
 -- name: every_charged_event_has_its_entry
-SELECT u.wallet_id, format('hold %s charged %s, entry %s', u.hold_id, u.charged_nanos, u.entry_seq) AS difference
+SELECT
+    u.wallet_id, u.entry_seq AS seq,
+    format('hold %s charged %s, entry %s', u.hold_id, u.charged_nanos, u.entry_seq) AS difference
 FROM usage_events AS u
 LEFT JOIN ledger_entries AS e
     ON e.wallet_id = u.wallet_id AND e.seq = u.entry_seq AND e.hold_id = u.hold_id
@@ -113,7 +147,7 @@ LEFT JOIN prices AS p USING (price_id)
 WHERE p.price_id IS NULL OR (u.basis = 'estimated' AND u.reason IS NULL);
 
 -- name: every_posting_is_explained
-SELECT wallet_id, format('seq %s: %s without its reason, actor or id', seq, kind) AS difference
+SELECT wallet_id, seq, format('%s without its reason, actor or id', kind) AS difference
 FROM ledger_entries
 WHERE amount_nanos = 0 OR (kind = 'charge') <> (hold_id IS NOT NULL)
     OR (kind <> 'charge' AND (posting_id IS NULL OR actor IS NULL OR reason IS NULL));
@@ -135,3 +169,15 @@ SELECT wallet_id, format('hold %s: %s, %s, %s', hold_id, state, decline, held_na
 FROM holds
 WHERE (state = 'declined') <> (decline IS NOT NULL) OR (state = 'declined' AND held_nanos <> 0)
     OR held_nanos < 0 OR checkpoint_nanos < 0 OR valid_seconds <= 0;
+
+-- name: every_seal_is_in_one_head
+-- A seal that was removed, or made anew, was named by an earlier head.
+SELECT wallet_id, format('block %s: in %s heads, %s', block, coalesce(h.heads, 0), CASE
+    WHEN s.hash IS NULL THEN 'and gone' ELSE 'and there' END) AS difference
+FROM ledger_seals AS s
+FULL JOIN (
+    SELECT m.wallet_id, m.block, count(*) AS heads
+    FROM ledger_heads CROSS JOIN LATERAL unnest(wallets, blocks) AS m (wallet_id, block)
+    GROUP BY m.wallet_id, m.block
+) AS h USING (wallet_id, block)
+WHERE s.hash IS NULL OR h.heads IS DISTINCT FROM 1;

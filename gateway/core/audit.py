@@ -1,4 +1,6 @@
-"""What a resolved call must have cost: worked out anew from the price version and the usage that its event names."""
+"""What an audit says, and what a resolved call must have cost: worked out anew from its price version and its usage."""
+
+from dataclasses import dataclass
 
 from gateway.core.catalogue import Meter, Price
 from gateway.core.pricing import CostOutOfRange, Unpriced, cost_picos
@@ -29,3 +31,41 @@ def recompute_picos(price: Price, usage: object) -> int:
         raise Unexplained(f"price {price.price_id} has no rate for {error}") from None
     except CostOutOfRange as error:
         raise Unexplained(f"the cost, {error} picos, is out of range") from None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Difference:
+    """One thing that does not agree. `seq` is 0 and a text is empty where it does not apply; `expected` and `found`
+    stand where a check compares two values, else `what` says it all."""
+
+    wallet_id: str
+    seq: int
+    hold_id: str
+    what: str
+    expected: str = ""
+    found: str = ""
+
+    def __str__(self) -> str:
+        where = f"wallet {self.wallet_id}" if self.wallet_id else "all wallets"
+        if self.seq:
+            where += f", seq {self.seq}"
+        if self.hold_id:
+            where += f", hold {self.hold_id}"
+        text = f"{where}: {self.what}"
+        return f"{text}: expected {self.expected}, found {self.found}" if self.expected or self.found else text
+
+
+@dataclass(slots=True)
+class Finding:
+    """What one check found over `rows` rows looked at (0: those of an invariant are not counted)."""
+
+    check: str
+    rows: int = 0
+    differences: int = 0
+    first: Difference | None = None
+
+    def add(self, difference: Difference) -> None:
+        """Count a difference, and keep the least."""
+        self.differences += 1
+        if self.first is None or difference < self.first:
+            self.first = difference

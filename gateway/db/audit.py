@@ -1,89 +1,67 @@
-"""The audit: every invariant, and every cost worked out anew, all seen in one snapshot while calls go on.
+"""The audit: every invariant, the chain of seals and every cost anew, all seen in one snapshot while calls go on.
 
 Rows are streamed through cursors, so that memory is bounded whatever the size of the ledger. They are read in no
 order; the first difference of a check is the least by wallet, hold and text, the same in every run.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import asyncpg
 import orjson
 
-from gateway.core.audit import Unexplained, recompute_picos
+from gateway.core.audit import Difference, Finding, Unexplained, recompute_picos
 from gateway.core.catalogue import InvalidPrice, Price
 from gateway.core.money import round_nanos
+from gateway.db.audit_chain import ENTRIES_CHECK, check_entries, check_heads
 from gateway.db.pool import Connection, LedgerAway, connect, is_away
 from gateway.db.prices import price_from_row
 from gateway.db.queries import invariants, queries
+from gateway.db.streams import lift_time_limits, stream
 
 COSTS_CHECK = "every_cost_follows_from_its_price"
-BATCH_ROWS = 2_000
 # More versions than this are forgotten and read again.
 PRICES_KEPT_MAX = 20_000
 
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Difference:
-    """One thing that does not agree. `expected` and `found` stand where a check compares two values, else are empty:
-    `what` then says it all."""
-
-    wallet_id: str
-    hold_id: str
-    what: str
-    expected: str = ""
-    found: str = ""
-
-    def __str__(self) -> str:
-        where = f"wallet {self.wallet_id}" if self.wallet_id else "all wallets"
-        if self.hold_id:
-            where += f", hold {self.hold_id}"
-        text = f"{where}: {self.what}"
-        return f"{text}: expected {self.expected}, found {self.found}" if self.expected or self.found else text
-
-
-@dataclass(slots=True)
-class Finding:
-    """What one check found over `rows` rows looked at (0: those of an invariant are not counted)."""
-
-    check: str
-    rows: int = 0
-    differences: int = 0
-    first: Difference | None = None
-
-    def add(self, difference: Difference) -> None:
-        """Count a difference, and keep the least."""
-        self.differences += 1
-        if self.first is None or difference < self.first:
-            self.first = difference
-
-
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Every check, invariants first in the order of sql/invariants.sql."""
+    """Every check, invariants first in the order of sql/invariants.sql; and the newest head of the chain, which stands
+    for the `sealed` entries of all `entries`."""
 
     findings: tuple[Finding, ...]
+    head: str
+    entries: int
+    sealed: int
 
     @property
     def is_clean(self) -> bool:
         return not any(finding.differences for finding in self.findings)
 
 
-async def audit(dsn: str, *, on_progress: Progress = lambda _check, _done, _total: None) -> Audit:
-    """Check everything. `on_progress(check, done, total)` hears of it. Raises LedgerAway."""
+async def audit(
+    dsn: str, *, kept: tuple[int, bytes] | None = None, on_progress: Progress = lambda _check, _done, _total: None
+) -> Audit:
+    """Check everything; also that `kept`, an earlier head and its hash, is in the chain where it is given.
+
+    `on_progress(check, done, total)` hears of it. Raises LedgerAway.
+    """
     connection = await connect(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            await connection.fetch(queries()["audit_session"])
+            await lift_time_limits(connection)
             findings = []
             for number, (name, statement) in enumerate(invariants().items()):
                 on_progress(name, number, len(invariants()))
                 findings.append(await _check_invariant(connection, name, statement))
-            findings.append(await _check_costs(connection, on_progress))
+            entries = await connection.fetchval(queries()["entries_count"])
+            sealed = await check_entries(connection, lambda done: on_progress(ENTRIES_CHECK, done, entries))
+            heads, newest = await check_heads(connection, kept)
+            costs = await _check_costs(connection, on_progress)
         await connection.close(timeout=5.0)
-        return Audit(tuple(findings))
+        return Audit((*findings, sealed, *heads, costs), newest, entries, sealed.rows)
     except Exception as error:
         if is_away(error):
             raise LedgerAway(type(error).__name__) from error
@@ -92,18 +70,11 @@ async def audit(dsn: str, *, on_progress: Progress = lambda _check, _done, _tota
         connection.terminate()  # whatever happened; nothing is left to do where it is closed
 
 
-async def _stream(connection: Connection, statement: str) -> AsyncIterator[Sequence[asyncpg.Record]]:
-    """The rows of a statement in batches, through a server-side cursor."""
-    cursor = await connection.cursor(statement)
-    while rows := await cursor.fetch(BATCH_ROWS):
-        yield rows
-
-
 async def _check_invariant(connection: Connection, name: str, statement: str) -> Finding:
     finding = Finding(name)
-    async for rows in _stream(connection, statement):
+    async for rows in stream(connection, statement):
         for row in rows:
-            finding.add(Difference(str(row["wallet_id"] or ""), "", row["difference"]))
+            finding.add(Difference(str(row["wallet_id"] or ""), row.get("seq") or 0, "", row["difference"]))
     return finding
 
 
@@ -133,11 +104,11 @@ async def _check_costs(connection: Connection, on_progress: Progress) -> Finding
     finding = Finding(COSTS_CHECK)
     prices = _Prices(connection)
     total = await connection.fetchval(queries()["usage_events_count"])
-    async for rows in _stream(connection, queries()["usage_events_for_audit"]):
+    async for rows in stream(connection, queries()["usage_events_for_audit"]):
         await prices.load({row["price_id"] for row in rows})
         for row in rows:
             for what, expected, found in _differences(row, prices.known[row["price_id"]]):
-                finding.add(Difference(str(row["wallet_id"]), str(row["hold_id"]), what, expected, found))
+                finding.add(Difference(str(row["wallet_id"]), 0, str(row["hold_id"]), what, expected, found))
         finding.rows += len(rows)
         on_progress(COSTS_CHECK, finding.rows, total)
     return finding

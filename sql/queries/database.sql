@@ -49,7 +49,8 @@ INSERT INTO schema_migrations (version, name) VALUES ($1, $2);
 SELECT now() AS now;
 
 -- name: audit_session
--- An audit takes as long as it takes: this transaction has no time limit, whatever the role's settings.
-SELECT set_config(name, '0', true)
+-- An audit takes as long as it takes: this transaction has no time limit, whatever the role's settings; and room in
+-- memory for its joins, which else go to disk at 4 MB.
+SELECT set_config(name, CASE name WHEN 'work_mem' THEN '64MB' ELSE '0' END, true)
 FROM pg_settings
-WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
+WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'work_mem');

@@ -61,3 +61,29 @@ LEFT JOIN ledger_seals AS p ON p.wallet_id = s.wallet_id AND p.block = s.block -
 WHERE (s.wallet_id, s.block) > ($1, $2)
 ORDER BY s.wallet_id, s.block
 LIMIT $3;
+
+-- name: entries_for_audit
+-- Every entry by wallet and seq, in the order of core.seal.Entry.
+SELECT
+    wallet_id, seq, kind::text, contra, amount_nanos, balance_after_nanos, hold_id, posting_id, actor, reason,
+    created_at
+FROM ledger_entries
+ORDER BY wallet_id, seq;
+
+-- name: entries_count
+-- How many entries the wallets have by their own count, for a progress bar.
+SELECT coalesce(sum(entry_seq), 0)::bigint FROM wallets;
+
+-- name: seals_for_audit
+-- Every seal by wallet and block, in the order of core.seal.Seal.
+SELECT wallet_id, block, first_seq, last_seq, fingerprints, hash
+FROM ledger_seals
+ORDER BY wallet_id, block;
+
+-- name: heads_for_audit
+-- Every head with the seals that it names, in its order; one row without a block where it names none.
+SELECT h.head, h.hash AS head_hash, m.wallet_id, m.block, s.first_seq, s.last_seq, s.hash
+FROM ledger_heads AS h
+LEFT JOIN LATERAL unnest(h.wallets, h.blocks) WITH ORDINALITY AS m (wallet_id, block, n) ON true
+LEFT JOIN ledger_seals AS s ON s.wallet_id = m.wallet_id AND s.block = m.block
+ORDER BY h.head, m.n;

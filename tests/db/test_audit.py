@@ -9,8 +9,10 @@ import asyncpg
 import pytest
 
 from gateway.clock import new_id
-from gateway.db.audit import BATCH_ROWS, COSTS_CHECK, Audit, Finding, Progress, audit
+from gateway.core.audit import Finding
+from gateway.db.audit import COSTS_CHECK, Audit, Progress, audit
 from gateway.db.pool import LedgerAway
+from gateway.db.streams import BATCH_ROWS
 from tests.support.ledger import Books, apply, make_books, make_price, make_wallet, settle_operation
 from tests.support.postgres import ScratchPostgres
 

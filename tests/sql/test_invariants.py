@@ -17,6 +17,7 @@ UNGUARD = "ALTER TABLE wallets DROP CONSTRAINT wallet_is_never_overdrawn; "
 UNCHECK = "ALTER TABLE usage_events DROP CONSTRAINT cost_is_charged_or_short; "
 UNSIGN = "ALTER TABLE ledger_entries DROP CONSTRAINT charge_takes_from_the_wallet; "
 UNKEY = "ALTER TABLE usage_events DROP CONSTRAINT usage_events_pkey; "
+HASH = "sha256('')"
 STRANGER = "'01900000-0000-7000-8000-0000000000ff'"
 
 
@@ -160,6 +161,28 @@ DAMAGES = (
             ("cost_is_rounded_half_to_even",),
         )
         for name, picos in (("rounded up", 39_499), ("rounded down", 40_501), ("a half rounded to odd", 41_500))
+    ),
+    Damage(
+        "a seal was removed",
+        f"INSERT INTO ledger_heads (head, wallets, blocks, hash) VALUES (1, ARRAY[{STRANGER}::uuid], '{{7}}', {HASH})",
+        ("every_seal_is_in_one_head",),
+    ),
+    Damage(
+        "a seal was made that no head names",
+        f"INSERT INTO ledger_seals VALUES ({STRANGER}, 1, 1, 1, '\\x00000000', {HASH})",
+        ("every_seal_is_in_one_head",),
+    ),
+    Damage(
+        "a seal was made anew under a second head",
+        f"INSERT INTO ledger_seals VALUES ({STRANGER}, 1, 1, 1, '\\x00000000', {HASH}); "
+        "INSERT INTO ledger_heads (head, wallets, blocks, hash) "
+        f"SELECT n, ARRAY[{STRANGER}::uuid], '{{1}}', {HASH} FROM generate_series(1, 2) AS n",
+        ("every_seal_is_in_one_head",),
+    ),
+    Damage(
+        "a month was dropped whose charges were more",
+        f"INSERT INTO usage_dropped VALUES ('usage_events_2020_01', {STRANGER}, {STRANGER}, 1, 1)",
+        ("dropped_usage_is_what_was_charged",),
     ),
     Damage("a price was deleted", "DELETE FROM prices", ("every_event_names_a_price_and_a_reason",)),
     Damage(

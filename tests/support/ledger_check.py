@@ -13,7 +13,7 @@ async def check_invariants(dsn: str) -> None:
         for name, statement in invariants().items():
             rows = await connection.fetch(statement)
             if rows:
-                broken[name] = [row["difference"] for row in rows[:3]]
+                broken[name] = [dict(row) for row in rows[:3]]
         assert not broken, f"the books do not balance: {broken}"
     finally:
         await connection.close()

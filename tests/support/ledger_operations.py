@@ -19,7 +19,7 @@ KEY_ID = "01900000-0000-7000-8000-00000000000a"
 PRICE_ID = 1  # the first price of a fresh database
 ENDPOINT = "chat.completions"
 SHARED = {"key": KEY_ID, "price": PRICE_ID, "endpoint": ENDPOINT}
-MONEY_TABLES = ("holds", "ledger_entries", "usage_events", "wallets")
+MONEY_TABLES = ("holds", "ledger_entries", "ledger_heads", "ledger_seals", "usage_dropped", "usage_events", "wallets")
 
 
 def hold(hold_id: str, ceiling: int, minimum: int | None = None, *, seconds: int = 60) -> Op:
