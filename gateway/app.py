@@ -33,10 +33,11 @@ from gateway.tasks import spawn, stop
 from gateway.upkeep.catalogue import CatalogueRefresh
 from gateway.upkeep.forget_keys import ForgetKeys
 from gateway.upkeep.replay import Replay
+from gateway.upkeep.retention import Partitions
 from gateway.upkeep.seal import ChainService, SealService
 from gateway.upkeep.service import Service, run_forever
 from gateway.upkeep.sweep import Sweep
-from gateway.upkeep.vitals import HeldGauges, Invariants, Partitions
+from gateway.upkeep.vitals import HeldGauges, Invariants
 from gateway.web.health import Check, ops_handler
 from gateway.web.routes import Limits, api_handler
 from gateway.web.server import Listener
@@ -235,7 +236,7 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
         app.chain,
         app.catalogue,
         HeldGauges(app.database, app.metrics),
-        Partitions(app.database),
+        Partitions(app.database, retention_days=settings.usage_retention_days),
         ForgetKeys(app.database),
     ]
     background = [

@@ -62,18 +62,21 @@ def create(
 
 @key.command(name="list")
 @click.option("--wallet", "wallet_id", callback=identifier, metavar="WALLET", help="Of this wallet only.")
+@click.option("--after", callback=identifier, metavar="KEY_ID", help="Go on after this key.")
 @limit_option(100)
 @click.pass_obj
-def list_keys(settings: Settings, wallet_id: str | None, limit: int, as_json: bool) -> None:
+def list_keys(settings: Settings, wallet_id: str | None, after: str | None, limit: int, as_json: bool) -> None:
     """Keys by wallet, without their secrets."""
-    rows = run(settings, lambda database: keys.list_of(database, wallet_id, limit + 1))
+    rows = run(settings, lambda database: keys.list_of(database, wallet_id, after, limit + 1))
     shown = rows[:limit]
+    following = str(shown[-1]["key_id"]) if len(rows) > limit else None
     if as_json:
-        print_json({"keys": [_document(row) for row in shown], "truncated": len(rows) > limit})
+        documents = [_document(row) for row in shown]
+        print_json({"keys": documents, "truncated": following is not None, "next_after": following})
         return
     _print(shown)
-    if len(rows) > limit:
-        print_line("there are more: raise --limit, or name a --wallet")
+    if following is not None:
+        print_line(f"more: --after {following}")
 
 
 @key.command()

@@ -200,6 +200,26 @@ def reopen(settings: Settings, wallet_id: str, as_json: bool) -> None:
 
 @wallet.command()
 @_wallet_argument
+@click.argument("amount", callback=amount_not_negative)
+@_reason_option
+@actor_option()
+@click.pass_obj
+def floor(settings: Settings, wallet_id: str, amount: int, reason: str, actor: str, as_json: bool) -> None:
+    """Let a balance go AMOUNT below zero, and no further; charges so far keep the floor of their time."""
+
+    async def work(database: Database) -> Row:
+        outcome = await wallets.set_floor(database, wallet_id, amount, actor=actor, reason=reason)
+        if outcome is Outcome.WALLET_UNKNOWN:
+            raise _unknown(wallet_id)
+        if outcome is Outcome.INSUFFICIENT_FUNDS:
+            raise Refused(outcome, "the wallet is further below zero already, or its holds would take it there")
+        return await _get(database, wallet_id)
+
+    _print_wallet(run(settings, work), as_json)
+
+
+@wallet.command()
+@_wallet_argument
 @click.option("--before", type=click.IntRange(1), metavar="SEQ", help="Go on before this entry.")
 @limit_option(100)
 @click.pass_obj

@@ -51,6 +51,7 @@ async def audit(
     connection = await connect(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(queries()["usage_keep"])
             await lift_time_limits(connection)
             findings = []
             for number, (name, statement) in enumerate(invariants().items()):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from gateway.db.pool import Connection, Database, Row
-from gateway.db.queries import invariants
+from gateway.db.queries import invariants, queries
 
 
 async def broken_invariants(connection: Connection) -> Mapping[str, list[Row]]:
@@ -18,4 +18,5 @@ async def failing_invariants(database: Database) -> dict[str, int]:
         database.connection() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
+        await connection.execute(queries()["usage_keep"])
         return {name: len(rows) for name, rows in (await broken_invariants(connection)).items()}

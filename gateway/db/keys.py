@@ -45,9 +45,9 @@ async def by_hash(database: Database, key_hash: bytes) -> Row | None:
     return await database.fetch_one("key_by_hash", key_hash)
 
 
-async def list_of(database: Database, wallet_id: str | None, count: int) -> Sequence[Row]:
-    """Keys of one wallet, or of all, without their secrets."""
-    return await database.fetch("key_list", wallet_id, count)
+async def list_of(database: Database, wallet_id: str | None, after: str | None, count: int) -> Sequence[Row]:
+    """Up to `count` keys of one wallet, or of all, that follow the key `after`; without their secrets."""
+    return await database.fetch("key_list", wallet_id, after, count)
 
 
 async def revoke(database: Database, key_id: str) -> bool:

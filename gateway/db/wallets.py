@@ -92,6 +92,13 @@ async def set_status(database: Database, wallet_id: str, status: str) -> bool:
     return await database.fetch_one("wallet_set_status", wallet_id, status) is not None
 
 
+async def set_floor(database: Database, wallet_id: str, floor_nanos: int, *, actor: str, reason: str) -> Outcome:
+    """Change how far below zero a wallet may go: posted, wallet_unknown, or insufficient_funds (it is there)."""
+    row = await database.fetch_one("wallet_set_floor", wallet_id, floor_nanos, actor, reason)
+    assert row is not None
+    return Outcome(row["outcome"])
+
+
 async def posting(database: Database, wallet_id: str, posting_id: str) -> Row | None:
     """The entry that a posting id made, or None."""
     return await database.fetch_one("ledger_entry_by_posting", wallet_id, posting_id)

@@ -59,17 +59,3 @@ class Invariants:
         if self.failing:
             _log.critical("the ledger has drifted", extra={"fields": {"invariants": self.failing}})
         return Drift(self.failing)
-
-
-class Partitions:
-    """Makes the partitions of coming months."""
-
-    name = "partitions"
-
-    def __init__(self, database: Database, *, interval_seconds: float = 3_600.0) -> None:
-        self._database = database
-        self.interval_seconds = interval_seconds
-
-    async def run_once(self) -> None:
-        """Raises LedgerAway."""
-        await self._database.fetch("usage_partitions_ensure")

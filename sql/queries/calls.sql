@@ -25,6 +25,14 @@ WHERE state = 'open';
 -- Make the partitions that coming calls need.
 SELECT usage_partitions_ensure();
 
+-- name: usage_partition_drop
+-- Drop the oldest month that is past its retention, if there is one.
+SELECT outcome, month FROM usage_partition_drop($1);
+
+-- name: usage_keep
+-- Let no month be dropped while this transaction lasts. Before its snapshot: it must see what was dropped before.
+LOCK TABLE usage_events IN ACCESS SHARE MODE;
+
 -- name: usage_events_for_audit
 -- Every usage event, in whatever order is cheapest, for working out each cost anew.
 SELECT wallet_id, hold_id, resolution, usage, cost_picos, cost_nanos, price_id

@@ -11,13 +11,14 @@ FROM api_keys
 WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now());
 
 -- name: key_list
--- Keys of one wallet, or of all.
+-- Keys of one wallet, or of all, after a given one.
 SELECT key_id, wallet_id, name, hint, models, created_at, expires_at, revoked_at,
     coalesce(expires_at <= now(), false) AS is_expired
 FROM api_keys
-WHERE $1::uuid IS NULL OR wallet_id = $1
+WHERE ($1::uuid IS NULL OR wallet_id = $1)
+    AND ($2::uuid IS NULL OR (wallet_id, key_id) > (SELECT k.wallet_id, k.key_id FROM api_keys AS k WHERE k.key_id = $2))
 ORDER BY wallet_id, key_id
-LIMIT $2;
+LIMIT $3;
 
 -- name: key_revoke
 -- Revoke a key and tell every process at the commit.

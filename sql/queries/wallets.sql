@@ -42,3 +42,7 @@ SELECT count(*) FROM (SELECT FROM wallets LIMIT 2) AS w;
 SELECT seq, kind, amount_nanos, balance_after_nanos, actor, reason, created_at
 FROM ledger_entries
 WHERE wallet_id = $1 AND posting_id = $2;
+
+-- name: wallet_set_floor
+-- Change how far below zero a wallet may go.
+SELECT wallet_set_floor($1, $2, $3, $4) AS outcome;

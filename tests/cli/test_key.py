@@ -76,8 +76,12 @@ def test_keys_are_listed_by_wallet_and_state(farebox: Command, wallet_id: str, d
     assert len(farebox.json("key", "list")["keys"]) == 4
     cut = farebox.json("key", "list", "--limit", "2")
     assert (len(cut["keys"]), cut["truncated"]) == (2, True)
+    rest = farebox.json("key", "list", "--after", cut["next_after"])
+    assert (rest["truncated"], rest["next_after"]) == (False, None)
+    assert cut["keys"] + rest["keys"] == farebox.json("key", "list")["keys"]
+    assert farebox.json("key", "list", "--after", UNKNOWN)["keys"] == []
     table = farebox("key", "list", "--limit", "3").out
-    assert all(word in table for word in ("revoked", "expired", "active", "there are more"))
+    assert all(word in table for word in ("revoked", "expired", "active", "more: --after"))
 
 
 def test_revoking_twice_is_harmless(farebox: Command, wallet_id: str) -> None:

@@ -123,6 +123,18 @@ def test_a_wallet_is_suspended_and_reopened(farebox: Command) -> None:
     assert farebox.json("wallet", "reopen", wallet_id)["status"] == "active"
 
 
+def test_a_floor_is_moved_as_far_as_the_balance_allows(farebox: Command) -> None:
+    wallet_id = opened(farebox, "--credit", "1")
+    moved = farebox.json("wallet", "floor", wallet_id, "2.5", "--reason", "a good customer")
+    assert (moved["floor"], moved["available"], moved["balance"]) == ("2.50", "3.50", "1.00")
+    farebox.json("wallet", "adjust", wallet_id, "-3", "--reason", "test")
+    said = farebox("wallet", "floor", wallet_id, "1.9", "--reason", "no longer", "--json")
+    assert (said.exit_code, said.document["error"]["code"]) == (1, "insufficient_funds")
+    assert farebox.json("wallet", "floor", wallet_id, "2", "--reason", "no longer")["floor"] == "2.00"
+    said = farebox("wallet", "floor", UNKNOWN, "2", "--reason", "test", "--json")
+    assert (said.exit_code, said.document["error"]["code"]) == (1, "wallet_unknown")
+
+
 def test_wallets_are_listed_a_page_at_a_time(farebox: Command) -> None:
     wallet_ids = [opened(farebox, "--name", f"w{number}") for number in range(3)]
     first = farebox.json("wallet", "list", "--limit", "2")

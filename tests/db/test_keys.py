@@ -85,7 +85,7 @@ async def test_an_expired_or_revoked_key_is_not_found(database: Database, wallet
         assert await keys.by_hash(database, keys.hash_key(key)) is None
         assert await keys.revoke(database, key_id), "it may be asked again"
     assert not await keys.revoke(database, new_id())
-    listed = await keys.list_of(database, wallet_id, 10)
+    listed = await keys.list_of(database, wallet_id, None, 10)
     assert [row["is_expired"] for row in listed] == [True, False]
     assert all(row["revoked_at"] is not None and "key_hash" not in dict(row) for row in listed)
 

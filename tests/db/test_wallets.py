@@ -124,3 +124,13 @@ async def test_a_page_of_calls_never_parts_a_late_settle_from_what_was_swept(
     assert await page(swept, 9) == [(old, False)]
     assert await page(None, 9) == [(new, False), (swept, True), (swept, False), (old, False)]
     assert await page(old, 9) == []
+
+
+async def test_a_floor_is_moved(database: Database) -> None:
+    wallet_id = new_id()
+    await wallets.create(database, wallet_id, "test")
+    assert await wallets.set_floor(database, wallet_id, 5, actor="a", reason="b") is Outcome.POSTED
+    row = await wallets.get(database, wallet_id)
+    assert row is not None
+    assert row["floor_nanos"] == 5
+    assert await wallets.set_floor(database, new_id(), 5, actor="a", reason="b") is Outcome.WALLET_UNKNOWN

@@ -9,7 +9,7 @@ import pytest
 from gateway.db.pool import Database
 from gateway.db.queries import invariants
 from gateway.metrics import Metrics
-from gateway.upkeep.vitals import Drift, HeldGauges, Invariants, Partitions
+from gateway.upkeep.vitals import Drift, HeldGauges, Invariants
 from tests.support.ledger import make_books, make_price, make_wallet, place_hold
 
 BALANCE, SUM = "balance_is_the_sum_of_entries", "accounts_sum_to_zero"
@@ -67,12 +67,3 @@ async def test_drift_is_counted_named_and_over_once_it_is_mended(
     await connection.execute(drift, books.wallet_id, -7)
     assert not await service.run_once()
     assert (service.failing, value(metrics, "invariant_failures", invariant=BALANCE)) == ({}, 0)
-
-
-async def test_partitions_of_coming_months_are_made(database: Database, connection: asyncpg.Connection) -> None:
-    names = "SELECT relname FROM pg_class WHERE relname LIKE 'usage_events_2%' AND relkind = 'r' ORDER BY relname"
-    before = [row["relname"] for row in await connection.fetch(names)]
-    await connection.execute(f"DROP TABLE {before[-1]}")
-    for _ in range(2):
-        await Partitions(database).run_once()
-        assert [row["relname"] for row in await connection.fetch(names)] == before
