@@ -1,14 +1,10 @@
 """`farebox audit`: do the books balance, and does every charge follow from its price?"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.cli.command import FareboxCommand
 from gateway.cli.context import EXIT_BAD, run
-from gateway.cli.output import console, print_json, print_line, print_table
+from gateway.cli.output import print_json, print_line, print_table, progress
 from gateway.core.audit import Finding
 from gateway.core.seal import parse_head
 from gateway.db import audit as auditor
@@ -34,7 +30,7 @@ def audit(context: click.Context, settings: Settings, kept: tuple[int, bytes] | 
     The head that it prints stands for every entry sealed so far. Kept where nobody who can write to the database can
     write, and given back with --expect, it shows even a ledger whose seals were all made anew to fit.
     """
-    with _progress() as on_progress:
+    with progress() as (_, on_progress):
         result = run(settings, lambda database: auditor.audit(database.dsn, kept=kept, on_progress=on_progress))
     if as_json:
         print_json(
@@ -90,20 +86,3 @@ def _document(finding: Finding) -> dict[str, object]:
             "found": first.found or None,
         }
     return document
-
-
-@contextmanager
-def _progress() -> Iterator[auditor.Progress]:
-    """A bar on standard error while the work lasts, if that is a terminal."""
-    target = console(stderr=True)
-    if not target.is_terminal:
-        yield lambda _check, _done, _total: None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=target, transient=True) as bar:
-        task = bar.add_task("the database", total=None)
-
-        def show(check: str, done: int, total: int) -> None:
-            bar.update(task, description=check, completed=done, total=total)
-
-        yield show

@@ -1,12 +1,14 @@
 """What commands print: one JSON document for machines, or tables for people. Amounts in nanos come in as int."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
 import orjson
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -116,3 +118,24 @@ def rates_document(rates: Rates) -> dict[str, object]:
 def tiers_document(tiers: tuple[Tier, ...]) -> list[dict[str, object]]:
     """Tiers in ascending order."""
     return [{"above_input_tokens": tier.above_input_tokens, **rates_document(tier.rates)} for tier in tiers]
+
+
+# What is done, how much of it, and of how much (0: nobody knows).
+Show = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress() -> Iterator[tuple[bool, Show]]:
+    """Whether a bar is shown, and how to move it: on standard error while the work lasts, if that is a terminal."""
+    target = console(stderr=True)
+    if not target.is_terminal:
+        yield False, lambda _what, _done, _total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=target, transient=True) as bar:
+        task = bar.add_task("the database", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield True, show

@@ -53,3 +53,20 @@ FROM (
     FETCH FIRST $3 ROWS WITH TIES
 ) AS u
 ORDER BY hold_id DESC, late DESC;
+
+-- name: usage_export
+-- Resolved calls of one wallet, or of all, between two ids, by wallet and id.
+SELECT
+    u.wallet_id, u.hold_id, u.late, u.created_at, u.key_id, p.model, u.endpoint, u.upstream, u.resolution::text,
+    u.basis::text, u.reason, u.price_id, u.usage, u.cost_picos, u.cost_nanos, u.prior_nanos, u.charged_nanos,
+    u.shortfall_nanos, u.entry_seq
+FROM usage_events AS u
+LEFT JOIN prices AS p USING (price_id)
+WHERE ($1::uuid IS NULL OR u.wallet_id = $1) AND u.hold_id >= $2 AND u.hold_id < $3
+ORDER BY u.wallet_id, u.hold_id, u.late;
+
+-- name: usage_export_count
+-- How many that are, for a progress bar.
+SELECT count(*)
+FROM usage_events
+WHERE ($1::uuid IS NULL OR wallet_id = $1) AND hold_id >= $2 AND hold_id < $3;

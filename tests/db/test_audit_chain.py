@@ -5,9 +5,6 @@ FAREBOX_AUDIT_ENTRIES=5000000 makes a ledger of that size for the measurement (m
 
 import asyncio
 import os
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from gateway.db.pool import Database
 from gateway.db.queries import queries
 from gateway.db.seals import LEAST_ID, Limits, seal_step
 from tests.support.big_ledger import make_big_ledger
+from tests.support.measured import Measured, run_measured
 from tests.support.postgres import ScratchPostgres
 
 ENTRIES = int(os.environ.get("FAREBOX_AUDIT_ENTRIES", "20000"))
@@ -241,29 +239,20 @@ async def test_a_change_of_a_head_is_found(own_dsn: str, statement: str) -> None
     assert set(failing(await audit(own_dsn))) == HEADS[statement]
 
 
-def run_audit(dsn: str) -> tuple[dict[str, Any], int, float]:
-    """What `farebox audit --json` says, the most memory that it took, in bytes, and the seconds."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
-    environment["FAREBOX_DATABASE_URL"] = dsn
-    began = time.monotonic()
-    command = [sys.executable, "-m", "gateway", "audit", "--json"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    document = orjson.loads(out)
-    assert process.returncode == (0 if document["ok"] else 1)
-    # Linux counts in KiB, macOS in bytes.
-    return document, used.ru_maxrss * (1 if sys.platform == "darwin" else 1_024), time.monotonic() - began
+def run_audit(dsn: str) -> tuple[dict[str, Any], Measured]:
+    """What `farebox audit --json` says, and what it took."""
+    done = run_measured(dsn, "audit", "--json")
+    document = orjson.loads(done.out)
+    assert done.exit_code == (0 if document["ok"] else 1)
+    return document, done
 
 
 def test_a_large_ledger_is_read_in_little_memory_and_one_changed_row_is_named(big_dsn: str) -> None:
-    document, rss_bytes, seconds = run_audit(big_dsn)
-    print(f"audit of {ENTRIES} entries: {seconds:.1f} s, {rss_bytes / 2**20:.0f} MiB")
+    document, done = run_audit(big_dsn)
+    print(f"audit of {ENTRIES} entries: {done.seconds:.1f} s, {done.rss_bytes / 2**20:.0f} MiB")
     assert document["ok"] is True
     assert document["entries"] == document["sealed_entries"] == ENTRIES
-    assert rss_bytes < BYTES_MAX
+    assert done.rss_bytes < BYTES_MAX
     wallet = f"01900000-0000-7000-8000-{WALLETS * 2 // 3:012x}"
     change = "UPDATE ledger_entries SET contra = 'other' WHERE wallet_id = $1 AND seq = 777"
 
@@ -273,8 +262,8 @@ def test_a_large_ledger_is_read_in_little_memory_and_one_changed_row_is_named(bi
         await connection.close()
 
     asyncio.run(change_it())
-    document, rss_bytes, _ = run_audit(big_dsn)
+    document, done = run_audit(big_dsn)
     (failed,) = [check for check in document["checks"] if not check["ok"]]
     assert (failed["check"], failed["differences"]) == (ENTRIES_CHECK, 1)
     assert (failed["first"]["wallet_id"], failed["first"]["seq"]) == (wallet, 777)
-    assert rss_bytes < BYTES_MAX
+    assert done.rss_bytes < BYTES_MAX
