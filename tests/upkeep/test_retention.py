@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -116,6 +117,29 @@ async def test_a_reader_is_not_disturbed_and_calls_wait_only_for_a_moment(
     assert max(waits) < 2.0
     assert await service.run_once() == Retained((name,))
     assert await ledger.outcomes(wallet, settle(new_id(), 1)) == ["settled_unheld"]
+
+
+async def test_no_month_vanishes_from_under_an_audit(database_url: str, ledger: Ledger) -> None:
+    """A dropped table is gone for older snapshots too, but the record of it is not there yet for them."""
+    name, first = await make_month(ledger, 200)
+    await call_of(ledger, await ledger.wallet(100), first, 3)
+    results: list[Retained] = []
+
+    async def drop() -> Retained:
+        database = Database(database_url)
+        try:
+            return await Partitions(database, retention_days=DAYS).run_once()
+        finally:
+            await database.close()
+
+    def drop_at_the_first_check(_check: str, _done: int, _total: int) -> None:
+        if not results:
+            with ThreadPoolExecutor(1) as thread:
+                results.append(thread.submit(asyncio.run, drop()).result())
+
+    assert (await audit(database_url, on_progress=drop_at_the_first_check)).is_clean
+    assert results == [Retained((), "busy")]
+    assert await drop() == Retained((name,))
 
 
 async def test_gateways_that_drop_at_once_drop_once(database_url: str, ledger: Ledger) -> None:
