@@ -85,15 +85,13 @@ LEFT JOIN usage_events AS s ON s.wallet_id = u.wallet_id AND s.hold_id = u.hold_
 WHERE u.prior_nanos <> coalesce(s.charged_nanos, 0);
 
 -- name: every_charge_has_one_usage_event
-SELECT
-    e.wallet_id, e.seq,
-    format('hold %s: %s usage events of %s', e.hold_id, count(u.hold_id), -e.amount_nanos) AS difference
+SELECT e.wallet_id, e.seq, format('hold %s: %s usage events of its amount', e.hold_id, count(u.hold_id)) AS difference
 FROM ledger_entries AS e
 LEFT JOIN usage_events AS u
     ON u.wallet_id = e.wallet_id AND u.hold_id = e.hold_id AND u.entry_seq = e.seq
     AND u.charged_nanos = -e.amount_nanos
 WHERE e.kind = 'charge'
-GROUP BY e.wallet_id, e.seq
+GROUP BY e.wallet_id, e.seq, e.hold_id
 HAVING count(u.hold_id) > 1 OR (
     count(u.hold_id) = 0
     -- But for those that retention has dropped.

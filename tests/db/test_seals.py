@@ -187,14 +187,20 @@ async def test_a_look_again_names_what_changed(scratch: ScratchPostgres) -> None
     await scratch.drop("seals_again")
 
 
-async def test_a_seal_made_by_hand_is_found(database: Database, ledger: Ledger) -> None:
-    wallet = await wallet_with(ledger, 6)
-    candidate = "INSERT INTO ledger_seals VALUES ($1, 2, 5, 5, '\\x00000000', $2)"
-    await ledger.connection.execute(candidate, wallet, bytes(32))
-    # The last seal is that row: what follows it is sealed after it, and the look finds the gap before it.
-    await seal_all(database, AT_ONCE)
-    assert [block for block, _, _ in await seals(ledger, wallet)] == [2, 3]
-    assert (await look_again(database, (LEAST_ID, 0), 9)).changed[0][1].seq == 5
+async def test_a_seal_made_by_hand_is_found(scratch: ScratchPostgres) -> None:
+    dsn = await scratch.clone("seals_by_hand")
+    database = Database(dsn)
+    async with open_ledger(dsn) as ledger:
+        wallet = await wallet_with(ledger, 6)
+        by_hand = "INSERT INTO ledger_seals VALUES ($1, 2, 5, 5, '\\x00000000', $2)"
+        await ledger.connection.execute(by_hand, wallet, bytes(32))
+        # The last seal is that row: what follows it is sealed after it, and the look finds the gap before it.
+        await seal_all(database, AT_ONCE)
+        assert [block for block, _, _ in await seals(ledger, wallet)] == [2, 3]
+        assert (await look_again(database, (LEAST_ID, 0), 9)).changed[0][1].seq == 5
+        assert set(await ledger.broken()) == {"every_seal_is_in_one_head"}
+    await database.close()
+    await scratch.drop("seals_by_hand")
 
 
 async def test_without_a_ledger_it_says_so() -> None:
