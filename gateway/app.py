@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -125,8 +126,11 @@ async def running(
 
 
 def _lane(settings: Settings, dsn: str, metrics: Metrics) -> Lane:
+    turns = itertools.count()
+
     async def connection() -> Connection:
-        return await connect(dsn)
+        # Each connection begins with the next host: the last one's connection has failed.
+        return await connect(dsn, turn=next(turns))
 
     return Lane(
         connection,
@@ -226,7 +230,8 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
         await lane_task
 
     stack.push_async_callback(close_lane)
-    watcher = _watcher(app, dsn)
+    listen = settings.listen_database_url
+    watcher = _watcher(app, dsn if listen is None else listen.get_secret_value())
     services = [
         *services,
         app.sweep,
@@ -273,8 +278,10 @@ async def _close_listener(listener: Listener) -> None:
 
 
 def _watcher(app: App, dsn: str) -> keys.Watcher:
+    turns = itertools.count()
+
     async def connection() -> Connection:
-        return await connect(dsn)
+        return await connect(dsn, turn=next(turns))
 
     def prices_changed() -> None:
         spawn(_refresh_catalogue(app), name="catalogue refresh")
@@ -334,6 +341,8 @@ async def _check_database(app: App) -> Check:
         async with asyncio.timeout(2.0), app.database.connection() as connection:
             missing = await pending(connection)
             writable = await connection.fetchval(queries()["database_writable"])
+            if not writable:
+                connection.terminate()  # a former primary: the next look may find its successor
     except (LedgerAway, TimeoutError):
         return Check("database", False, "cannot be reached")
     if missing:

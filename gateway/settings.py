@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from gateway.core.dsn import InvalidDsn, parse_dsn
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -72,6 +74,7 @@ class Settings(BaseModel):
     ops_port: Port = 8081
     data_directory: Path | None = None
     database_url: SecretStr | None = None
+    listen_database_url: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     top_up_url: str | None = None
 
@@ -111,6 +114,16 @@ class Settings(BaseModel):
     seal_entries_max: int = Field(default=256, ge=1, le=1_024)
     seal_age_seconds: Seconds = 300.0
     usage_retention_days: int | None = Field(default=None, ge=62, le=36_500)
+
+    @field_validator("database_url", "listen_database_url")
+    @classmethod
+    def _postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                parse_dsn(value.get_secret_value())
+            except InvalidDsn as error:
+                raise ValueError(f"not a PostgreSQL URL: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

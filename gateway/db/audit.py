@@ -64,7 +64,7 @@ async def audit(
         await connection.close(timeout=5.0)
         return Audit((*findings, sealed, *heads, costs), newest, entries, sealed.rows)
     except Exception as error:
-        if is_away(error):
+        if is_away(error, connection):
             raise LedgerAway(type(error).__name__) from error
         raise
     finally:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import asyncpg
 
-from gateway.db.pool import Connection, Database, LedgerAway, Row, is_away
+from gateway.db.pool import Connection, Database, LedgerAway, Row, is_away, is_pooled
 from gateway.db.queries import queries
 
 KEY_PREFIX = "fb-"
@@ -59,7 +59,8 @@ class Watcher:
     """Hears of changes from every process: revoked keys (by hash) and changed prices.
 
     A connection that has silently died would hear nothing, so it is asked something every half second; while it is
-    not known to be alive, `live` is False and caches must trust themselves for less time.
+    not known to be alive, `live` is False and caches must trust themselves for less time. So it is behind a pooler,
+    which may lend each statement another server's connection: then what is said may reach nobody.
     """
 
     def __init__(
@@ -86,13 +87,15 @@ class Watcher:
                 # What was said while nobody listened is lost: start from nothing.
                 self._on_key(None)
                 self._on_prices()
-                self.live = True
+                self.live = not await is_pooled(connection)
                 while True:
                     await asyncio.sleep(self._beat_seconds)
                     async with asyncio.timeout(self._beat_seconds):
-                        await connection.fetch(queries()["database_alive"])
+                        # A server that takes no writes any more says nothing of what its successor does.
+                        if not await connection.fetchval(queries()["database_writable"]):
+                            raise LedgerAway("takes no writes")
             except Exception as error:
-                if not (isinstance(error, (LedgerAway, asyncpg.PostgresError)) or is_away(error)):
+                if not (isinstance(error, (LedgerAway, asyncpg.PostgresError)) or is_away(error, connection)):
                     raise
             finally:
                 self.live = False

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 
-from gateway.db.pool import LedgerAway, is_away
+from gateway.db.lane_pace import Mean, batch_wanted
+from gateway.db.pool import RETRIED_STATES, Doubts, LedgerAway, is_away
 from gateway.db.queries import queries
 
 _RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
-_RETRIED_STATES = ("40001", "40P01")
-_MEAN_WEIGHT = 0.05
+_RETRY_SECONDS_MAX = 0.2
+# How often an operation may go unanswered, alone, while others are answered, before it is taken for the cause.
+_STRIKES_MAX = 6
 _HURRY_WAIT_SECONDS = 0.25
 _HURRY_STATEMENT_SECONDS = 0.5
 
@@ -59,7 +61,8 @@ class LaneFull(Exception):
 
 
 class OperationRefused(Exception):
-    """The ledger refused this operation alone with an error: a bug, or damaged data. Nothing was changed by it."""
+    """The ledger refused this operation alone with an error, or never answers it though it answers others: a bug, or
+    damaged data."""
 
 
 class Answer(NamedTuple):
@@ -88,6 +91,8 @@ class Operation:
     patient: bool = False
     sent: bool = False
     since_seconds: float = 0.0
+    strikes: int = 0
+    struck_at: int = -1
     answer: "asyncio.Future[Answer]" = field(init=False)
 
 
@@ -96,28 +101,6 @@ class LaneObserver(Protocol):
 
     def batch_sent(self, operations: int) -> None: ...
     def statement_failed(self, kind: str) -> None: ...
-
-
-class _Mean:
-    """A moving mean, of seconds."""
-
-    __slots__ = ("mean",)
-
-    def __init__(self) -> None:
-        self.mean = 0.0
-
-    def add(self, value: float) -> None:
-        self.mean += (value - self.mean) * _MEAN_WEIGHT
-
-
-def batch_wanted(calls: int, work_seconds: float, statement_seconds: float) -> int:
-    """How many operations to wait for: those of all `calls`, or of half of them.
-
-    All of them share one statement best. But then the gateway has nothing to do while the ledger works, and the ledger
-    nothing while the gateway does; where the gateway's own work for the calls, `work_seconds` each, takes longer than
-    a statement, halves keep both busy.
-    """
-    return calls // 2 if calls * work_seconds > statement_seconds else calls
 
 
 class Lane:
@@ -143,14 +126,18 @@ class Lane:
         self._queue: deque[Operation] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._connection: asyncpg.Connection | None = None
+        self._doubts: Doubts | None = None
         self._failures = 0
+        self._unanswered = 0  # statements in a row
+        self._operations_now = batch_operations_max
+        self._answered = 0
         self._closing = False
         self._sql = queries()["lane_apply"]
         self.away_since_seconds: float | None = None
         # How many calls there are that have sent, or will send, an operation.
         self.calls_in_flight: Callable[[], int] = lambda: batch_operations_max
-        self._statement = _Mean()
-        self._work = _Mean()
+        self._statement = Mean()
+        self._work = Mean()
         self._worked_seconds = time.process_time()
 
     def submit(self, operation: Operation) -> "asyncio.Future[Answer]":
@@ -201,6 +188,8 @@ class Lane:
                 self._wake = None
                 continue
             connection = self._connection if self._is_connected() else await self._reconnect()
+            if connection is not None and self._queue and self._queue[0].strikes:
+                await self._probe(connection)
             if connection is not None and self._queue:
                 await self._send(connection, self._take())
                 await self._gather()
@@ -227,16 +216,20 @@ class Lane:
             self._wake.set_result(None)
 
     def _take(self) -> list[Operation]:
-        """The next batch: in order, each hold id once, without what nobody waits for any more."""
-        if len(self._queue) == 1:
+        """The next batch: in order, each hold id once, without what nobody waits for any more.
+
+        After statements without an answer batches shrink, soon to one operation, so that one that takes the server
+        down with it comes to stand alone; one that has failed alone stays alone.
+        """
+        if len(self._queue) == 1 or self._queue[0].strikes:
             operation = self._queue.popleft()
             return [] if self._is_forgotten(operation) else [operation]
         batch: list[Operation] = []
         seen: set[str] = set()
         later: list[Operation] = []
-        while self._queue and len(batch) < self._batch_operations_max:
+        while self._queue and len(batch) < self._operations_now:
             operation = self._queue.popleft()
-            if operation.hold_id in seen:
+            if operation.hold_id in seen or operation.strikes:
                 later.append(operation)
             elif not self._is_forgotten(operation):
                 seen.add(operation.hold_id)
@@ -262,6 +255,8 @@ class Lane:
         began = time.perf_counter()
         try:
             rows = await connection.fetch(self._sql, order, documents)
+            if self._doubts is not None and self._doubts.raised:
+                raise LedgerAway("the commit may not have reached the standby")
         except asyncio.CancelledError:
             connection.terminate()
             raise
@@ -271,7 +266,9 @@ class Lane:
         finally:
             deadline.cancel()
         self.away_since_seconds = None
-        self._failures = 0
+        self._failures = self._unanswered = 0
+        self._operations_now = min(self._batch_operations_max, self._operations_now * 4)
+        self._answered += 1
         self._statement.add(time.perf_counter() - began)
         worked = time.process_time()
         self._work.add((worked - self._worked_seconds) / len(batch))
@@ -292,15 +289,25 @@ class Lane:
 
     async def _failed(self, connection: asyncpg.Connection, batch: list[Operation], error: Exception) -> None:
         state = getattr(error, "sqlstate", None) or ""
-        if state in _RETRIED_STATES:
+        if state in RETRIED_STATES:
+            # Rolled back whole for the sake of another: asked again whole.
             self._observer.statement_failed("retried")
             self._queue.extendleft(reversed(batch))
-        elif is_away(error):
+            self._failures += 1
+            await asyncio.sleep(min(self._pause_seconds(), _RETRY_SECONDS_MAX))
+            self._give_up()
+        elif isinstance(error, LedgerAway) or is_away(error, connection):
             # Whether the batch took effect is unknown. It is asked again, first, with the same ids.
             self._observer.statement_failed("unknown")
             connection.terminate()
-            self._queue.extendleft(reversed(batch))
+            self._unanswered += 1
             self._mark_away()
+            if self._unanswered > 1:  # once is an accident
+                self._operations_now = max(1, len(batch) // 4)
+            if len(batch) == 1:
+                self._strike(batch[0])
+            else:
+                self._queue.extendleft(reversed(batch))
         elif len(batch) == 1:
             self._observer.statement_failed("refused")
             self._fail(batch[0], OperationRefused(f"{type(error).__name__} {state}"))
@@ -311,12 +318,44 @@ class Lane:
             await self._send(connection, batch[:middle])
             await self._send(connection, batch[middle:])
 
+    def _strike(self, operation: Operation) -> None:
+        """An operation went unanswered, alone: it lets others pass first, and is refused if all else is answered."""
+        if operation.struck_at != self._answered:
+            operation.strikes += 1
+            operation.struck_at = self._answered
+        if operation.strikes <= _STRIKES_MAX:
+            self._queue.append(operation)
+        else:
+            self._observer.statement_failed("refused")
+            self._fail(operation, OperationRefused("no answer to this operation alone"))
+            self._failures = 0
+            self.away_since_seconds = None
+
+    async def _probe(self, connection: asyncpg.Connection) -> None:
+        """Before something suspect is asked again: does a commit without it get as far as the standby?"""
+        deadline = self._loop.call_later(self._statement_seconds, connection.terminate)
+        try:
+            await connection.fetchval(queries()["lane_probe"])
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            self._mark_away()
+            connection.terminate()
+        else:
+            self.away_since_seconds = None
+            self._failures = self._queue[0].strikes
+            self._answered += 1
+        finally:
+            deadline.cancel()
+
+    def _pause_seconds(self) -> float:
+        return _RECONNECT_SECONDS[min(self._failures, len(_RECONNECT_SECONDS) - 1)]
+
     async def _reconnect(self) -> asyncpg.Connection | None:
         """A new connection, or None after one failed try; those who waited long enough are told."""
-        await asyncio.sleep(_RECONNECT_SECONDS[min(self._failures, len(_RECONNECT_SECONDS) - 1)])
+        await asyncio.sleep(self._pause_seconds())
         try:
             async with asyncio.timeout(self._statement_seconds):
                 self._connection = await self._connect()
+            self._doubts = Doubts(self._connection)
             # With something queued, only an answered statement shows that the ledger is back.
             if not self._queue:
                 self.away_since_seconds = None

@@ -4,6 +4,10 @@ SELECT b.n, r.outcomes, r.amounts, r.shortfalls, r.availables, r.balance_nanos, 
 FROM unnest($1::uuid[], $2::jsonb[]) WITH ORDINALITY AS b (wallet_id, operations, n)
 CROSS JOIN LATERAL wallet_apply(b.wallet_id, b.operations) AS r;
 
+-- name: lane_probe
+-- A commit that changes nothing, and yet is written to the log and waits for the standby as any other.
+SELECT pg_logical_emit_message(true, 'farebox', 'probe') IS NOT NULL AS answered;
+
 -- name: holds_due
 -- Holds past twice their validity, for the sweep.
 SELECT wallet_id, hold_id

@@ -9,9 +9,9 @@ WHERE name IN ('server_version_num', 'fsync', 'full_page_writes', 'synchronous_c
 -- Whether this server takes writes.
 SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off' AS writable;
 
--- name: database_alive
--- The least question.
-SELECT 1;
+-- name: database_backend
+-- Which process of the server answers.
+SELECT pg_backend_pid() AS pid;
 
 -- name: migrations_table
 -- The record of migrations, made before the first of them.

@@ -9,8 +9,8 @@ from tests.support.postgres import ScratchPostgres
 AWAY = [
     ("postgresql://127.0.0.1:1/farebox", EXIT_AWAY, "the database cannot be reached"),
     ("postgresql://farebox@/farebox?host=/nonexistent", EXIT_AWAY, "the database cannot be reached"),
-    ("mysql://127.0.0.1/farebox", EXIT_USAGE, "FAREBOX_DATABASE_URL is not a PostgreSQL URL"),
-    ("postgresql://127.0.0.1:port/farebox", EXIT_USAGE, "FAREBOX_DATABASE_URL is not a PostgreSQL URL"),
+    ("mysql://127.0.0.1/farebox", EXIT_USAGE, "database_url: not a PostgreSQL URL"),
+    ("postgresql://127.0.0.1:port/farebox", EXIT_USAGE, "database_url: not a PostgreSQL URL"),
 ]
 
 

@@ -1,14 +1,21 @@
 """Connections: what means that the ledger is away, and what does not."""
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
 from gateway.clock import new_id
-from gateway.db.pool import Database, LedgerAway, connect, is_away
+from gateway.db.pool import Database, LedgerAway, connect, is_away, is_pooled
+from gateway.tasks import spawn
+from tests.support.ledger_proxy import ledger_proxy
 from tests.support.postgres import ScratchPostgres
+from tests.support.shop import until
 
 NOWHERE = "postgresql://farebox@/farebox?host=/nonexistent"
 
@@ -24,13 +31,21 @@ def postgres_error(state: str) -> BaseException:
     return asyncpg.PostgresError.new({"C": state, "M": "said by a server"})
 
 
+UNKNOWN = (
+    *("08000", "08003", "08006", "08P01", "40003", "57014", "57P01", "57P02", "57P03", "57P05", "53100", "53300"),
+    *("25006", "25P03", "26000", "42P05", "58030"),
+)
+KNOWN = ("40001", "40P01", "55P03", "22003", "23505", "23514", "42501", "42883", "42P01", "P0001", "XX000")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        *((postgres_error(state), True) for state in ("08000", "08006", "40003", "57P01", "57P03", "53300", "25006")),
-        *((postgres_error(state), False) for state in ("40001", "40P01", "23505", "23514", "22003", "42P01", "P0001")),
-        (asyncpg.InterfaceError("connection is closed"), True),
+        *((postgres_error(state), True) for state in UNKNOWN),
+        *((postgres_error(state), False) for state in KNOWN),
         (asyncpg.DataError("not a uuid"), False),
+        (asyncpg.InterfaceError("another operation is in progress"), False),
+        (asyncpg.InternalClientError("unexpected state"), True),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
         (ValueError(), False),
@@ -42,6 +57,38 @@ def test_only_silence_is_away(error: BaseException, expected: bool) -> None:
     assert is_away(error) is expected
 
 
+async def test_misuse_is_not_silence_but_a_lost_connection_is(database_url: str) -> None:
+    connection = await connect(database_url)
+    sleeping = spawn(connection.fetchval("SELECT pg_sleep(0.2)"), name="sleep")
+    await asyncio.sleep(0.05)
+    with pytest.raises(asyncpg.InterfaceError) as busy:
+        await connection.fetchval("SELECT 1")
+    assert not is_away(busy.value, connection)
+    await sleeping
+    connection.terminate()
+    with pytest.raises(asyncpg.InterfaceError) as lost:
+        await connection.fetchval("SELECT 1")
+    assert is_away(lost.value, connection)
+
+
+@pytest.mark.parametrize(("role", "database"), [("", "absent"), ("nobody", "postgres")], ids=["3D000", "28xxx"])
+async def test_a_connection_that_a_wrong_name_prevents_is_away(
+    scratch: ScratchPostgres, role: str, database: str
+) -> None:
+    """A key that is not cached is answered 503 then, not 500."""
+    dsn = scratch.dsn(database)
+    parts = urlsplit(dsn)
+    if role:
+        dsn = urlunsplit(parts._replace(netloc=f"{role}:{role}@"))
+    with pytest.raises(LedgerAway) as refused:
+        await connect(dsn)
+    assert getattr(refused.value.__cause__, "sqlstate", "")[:2] in ("3D", "28")
+    opened = Database(dsn)
+    with pytest.raises(LedgerAway):
+        await opened.fetch("database_backend")
+    await opened.close()
+
+
 async def test_nobody_there_is_away(scratch: ScratchPostgres) -> None:
     with pytest.raises(LedgerAway):
         await connect(NOWHERE)
@@ -49,7 +96,7 @@ async def test_nobody_there_is_away(scratch: ScratchPostgres) -> None:
         await connect(scratch.dsn("absent"))
     database = Database(NOWHERE)
     with pytest.raises(LedgerAway):
-        await database.fetch("database_alive")
+        await database.fetch("database_backend")
     await database.close()
     await database.close()
 
@@ -60,11 +107,11 @@ async def test_a_refused_statement_is_not_away(database: Database) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await database.fetch("wallet_create", new_id(), "test", -1)
     assert await database.fetch_one("wallet_get", new_id()) is None
-    assert [tuple(row.values()) for row in await database.fetch("database_alive")] == [(1,)]
+    assert [row["pid"] > 0 for row in await database.fetch("database_backend")] == [True]
 
 
 async def test_a_slow_statement_is_away(database_url: str) -> None:
-    database, blocker = Database(database_url, statement_seconds=0.05), await asyncpg.connect(database_url)
+    database, blocker = Database(database_url, statement_seconds=0.5), await asyncpg.connect(database_url)
     change = blocker.transaction()
     await change.start()
     await blocker.execute("LOCK TABLE wallets")
@@ -78,21 +125,128 @@ async def test_a_slow_statement_is_away(database_url: str) -> None:
 
 async def test_it_is_back_once_the_server_is(database: Database, database_url: str) -> None:
     other = await asyncpg.connect(database_url)
-    async with database.connection() as connection:
-        pid = connection.get_server_pid()
-        await other.execute("SELECT pg_terminate_backend($1)", pid)
-        with pytest.raises(LedgerAway):
-            async with database.connection():
-                await connection.fetchval("SELECT pg_sleep(1)")
-    assert await database.fetch_one("database_alive") is not None
+
+    async def be_cut_off() -> None:
+        async with database.connection() as connection:
+            await other.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+            await connection.fetchval("SELECT pg_sleep(1)")
+
+    with pytest.raises(LedgerAway):
+        await be_cut_off()
+    assert await database.fetch_one("database_backend") is not None
     await other.close()
 
 
+async def test_what_is_rolled_back_for_another_is_sent_again(database: Database, database_url: str) -> None:
+    name = urlsplit(database_url).path[1:]
+    other = await asyncpg.connect(database_url)
+    await other.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    wallet_id = new_id()
+    async with other.transaction():
+        await other.execute("LOCK TABLE wallets IN EXCLUSIVE MODE")
+        with pytest.raises(LedgerAway):
+            await database.fetch("wallet_create", wallet_id, "test", 0)
+        creating = spawn(database.fetch("wallet_create", wallet_id, "test", 0), name="create")
+        await asyncio.sleep(0.12)
+    await creating
+    assert await database.fetch_one("wallet_get", wallet_id) is not None
+    await other.close()
+
+
+async def test_a_commit_with_a_warning_is_not_an_answer(database: Database) -> None:
+    async def say(severity: str) -> None:
+        async with database.connection() as connection:
+            await connection.execute(f"DO $$ BEGIN RAISE {severity} 'said by a server'; END $$")
+
+    with pytest.raises(LedgerAway):
+        await say("WARNING")
+    await say("NOTICE")
+
+
+# Several hosts --------------------------------------------------------------------------------------------------------
+
+
+def address(dsn: str) -> str:
+    """host:port as a DSN has it."""
+    return urlsplit(dsn).netloc.rpartition("@")[2]
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[str]:
+    """A host that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def reading_only(scratch: ScratchPostgres, database_url: str) -> AsyncIterator[str]:
+    """As `database_url`, on a server that takes no writes."""
+    name = urlsplit(database_url).path[1:]
+    other = await asyncpg.connect(scratch.dsn("postgres"))
+    await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        yield database_url
+    finally:
+        await other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await other.close()
+
+
+async def test_of_several_hosts_the_first_that_answers_is_taken(database_url: str) -> None:
+    async with ledger_proxy(database_url) as proxy, black_hole() as hole:
+        for hosts in (f"{hole},{address(proxy.dsn)}", f"127.0.0.1:1,{hole},{address(proxy.dsn)}"):
+            dsn = proxy.dsn.replace(address(proxy.dsn), hosts)
+            for turn in range(3):
+                began = time.monotonic()
+                connection = await connect(dsn, turn=turn)
+                assert time.monotonic() - began < 2.0, "a silent host must not keep us from the next"
+                assert await connection.fetchval("SELECT 1") == 1
+                await connection.close()
+        opened = Database(dsn)
+        assert await opened.fetch_one("database_backend") is not None
+        await opened.close()
+
+
+async def test_a_server_that_takes_no_writes_is_passed_over(scratch: ScratchPostgres, database_url: str) -> None:
+    async with ledger_proxy(database_url) as proxy, reading_only(scratch, database_url):
+        for dsn in (
+            proxy.dsn + "&target_session_attrs=read-write",
+            proxy.dsn.replace(address(proxy.dsn), f"{address(proxy.dsn)},127.0.0.1:1"),
+        ):
+            with pytest.raises(LedgerAway, match="no server takes writes"):
+                await connect(dsn)
+        connection = await connect(proxy.dsn)  # a single host is taken as it is, for doctor to say what is wrong
+        await connection.close()
+
+
+async def test_the_turn_says_which_host_is_first(database_url: str) -> None:
+    async with ledger_proxy(database_url) as one, ledger_proxy(database_url) as two:
+        dsn = one.dsn.replace(address(one.dsn), f"{address(one.dsn)},{address(two.dsn)}")
+        for turn in range(4):
+            connection = await connect(dsn, turn=turn)
+            await until(lambda turn=turn: (one.connections, two.connections) == ((1, 0) if turn % 2 == 0 else (0, 1)))  # type: ignore[misc]
+            await connection.close()
+            await until(lambda: one.connections + two.connections == 0)
+
+
+async def test_a_host_that_is_silent_alone_is_given_up(database_url: str) -> None:
+    async with black_hole() as hole:
+        began = time.monotonic()
+        with pytest.raises(LedgerAway):
+            await connect(f"postgresql://u@{hole}/x?connect_timeout=0.2&sslmode=disable")
+        assert time.monotonic() - began < 2.0
+
+
+async def test_a_connection_to_the_server_itself_is_not_pooled(database_url: str) -> None:
+    connection = await connect(database_url)
+    assert not await is_pooled(connection)
+    await connection.close()
+
+
 async def test_connections_are_few_and_all_are_served(database: Database, database_url: str) -> None:
-    await asyncio.gather(*(database.fetch("database_alive") for _ in range(50)))
+    await asyncio.gather(*(database.fetch("database_backend") for _ in range(50)))
     other = await asyncpg.connect(database_url)
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'farebox' AND datname = current_database()"
     assert await other.fetchval(count) <= 2
     await database.close()
-    assert await database.fetch_one("database_alive") is not None, "it opens again when it is needed"
+    assert await database.fetch_one("database_backend") is not None, "it opens again when it is needed"
     await other.close()
