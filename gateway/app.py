@@ -50,6 +50,7 @@ _SETTLED_POLL_SECONDS = 0.01
 # Idempotency keys have connections of their own: a large reply must not keep an API key waiting to be looked up.
 _KEYS_STATEMENT_SECONDS = 5.0
 _KEYS_CONNECTIONS_MAX = 8
+_GUARD_SECONDS = 2.0
 
 
 class _LaneMetrics:
@@ -304,17 +305,18 @@ async def _measure_lag(metrics: Metrics) -> None:
 
 
 async def _guard_journal(app: App) -> None:
-    """No new money is put at risk while a settle could be lost."""
+    """No new money is put at risk while a settle could be lost; an append that fails says so before the next probe."""
+    app.gateway.holds.usable = lambda: app.journal.unwritable is None
     while True:
-        await asyncio.to_thread(app.journal.probe)
-        app.gateway.holds.usable = app.journal.unwritable is None
-        await asyncio.sleep(2.0)
+        await asyncio.to_thread(app.journal.probe, app.gateway.unsettled)
+        await asyncio.sleep(_GUARD_SECONDS)
 
 
 def _refresh(app: App) -> None:
     app.metrics.lane_queue.set(app.lane.queued)
     app.metrics.lane_stuck.set(app.lane.stuck_seconds())
     app.metrics.journal_records.set(app.journal.records)
+    app.metrics.journal_damaged.set(len(app.journal.set_aside_files()))
 
 
 async def _checks(app: App) -> list[Check]:
@@ -324,6 +326,8 @@ async def _checks(app: App) -> list[Check]:
     checks.append(Check("lane", stuck < _STUCK_SECONDS and not app.lane.away, f"oldest wait {stuck:.1f} s"))
     unwritable = app.journal.unwritable
     checks.append(Check("journal_writable", unwritable is None, unwritable or "ok"))
+    aside = len(app.journal.set_aside_files())
+    checks.append(Check("journal_whole", not aside, f"{aside} files were set aside", gates_ready=False))
     waiting = app.journal.records
     checks.append(Check("journal_empty", not waiting, f"{waiting} records wait for replay", gates_ready=False))
     offered = app.shelf.count

@@ -46,6 +46,7 @@ class Metrics:
         self.lane_queue = self._gauge("lane_queue_operations", "Operations waiting.")
         self.lane_stuck = self._gauge("lane_stuck_seconds", "How long operations have waited without an answer.")
         self.journal_records = self._gauge("journal_records", "Settles journaled and not yet replayed.")
+        self.journal_damaged = self._gauge("journal_damaged", "Journal files set aside: not all could be replayed.")
         self.journal_failures = self._counter("journal_failures", "Appends to the journal that failed.")
         self.held_nanos = self._gauge("held_nanos", "Held over all wallets.")
         self.open_holds = self._gauge("open_holds", "Open holds over all wallets.")

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import click
 import orjson
@@ -201,15 +200,15 @@ def _journal(settings: Settings) -> Iterator[Check]:
         yield Check("journal", State.FAIL, f"{directory} cannot be written: {problem}", advice)
         return
     yield Check("journal", State.OK, f"{directory} is writable")
-    yield _left_behind(directory, journal)
+    yield _left_behind(journal)
 
 
-def _left_behind(directory: Path, journal: Journal) -> Check:
+def _left_behind(journal: Journal) -> Check:
     """Journals of gateways that have died. A damaged one holds settles that nobody charged."""
-    damaged = sorted(directory.glob("*.damaged"))
+    damaged = journal.set_aside_files()
     if damaged:
         names = ", ".join(path.name for path in damaged)
-        advice = f"its records could not be replayed: look into {directory}, and correct the wallets by hand"
+        advice = "see `farebox journal list --records`, and deploy/runbooks/FareboxJournalDamaged.md"
         return Check("journals_left", State.FAIL, names, advice)
     try:
         with journal.taken_over() as paths:
@@ -217,7 +216,7 @@ def _left_behind(directory: Path, journal: Journal) -> Check:
     except (OSError, JournalUnwritable) as error:
         return Check("journals_left", State.WARN, f"cannot be read: {error}", "look at their permissions")
     if records:
-        advice = "start `farebox serve` with this data directory: it replays them"
+        advice = "`farebox serve` replays them when it starts, and `farebox journal replay` now"
         return Check("journals_left", State.WARN, f"{records} settles of a gateway that died wait", advice)
     return Check("journals_left", State.OK, "none")
 

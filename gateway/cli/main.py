@@ -29,7 +29,7 @@ from gateway.db.pool import LedgerAway
 from gateway.settings import InvalidSettings, load
 
 # Each in a module of its own name, read only when it is asked for: `wallet list` need not load a web server.
-COMMANDS = ("serve", "demo", "migrate", "doctor", "audit", "wallet", "key", "price", "usage")
+COMMANDS = ("serve", "demo", "migrate", "doctor", "audit", "wallet", "key", "price", "usage", "journal")
 
 EPILOG = """\b
 Exit codes:

@@ -18,6 +18,15 @@ class Record:
     document: bytes
 
 
+def placed_at_seconds(record: Record) -> float:
+    """Unix time at which the hold was placed, from its UUIDv7; 0 where the id is none."""
+    digits = record.hold_id.replace("-", "")[:12]
+    try:
+        return int(digits, 16) / 1_000
+    except ValueError:
+        return 0.0
+
+
 def encode(record: Record) -> bytes:
     """One line. The document is JSON and so has no raw newline."""
     body = b'{"wallet":"%s","hold":"%s","operation":%s}' % (
@@ -43,7 +52,7 @@ def decode(data: bytes) -> tuple[list[Record], int]:
             records.append(record)
         elif line:
             damaged += 1
-    whole_tail = _read(tail)
+    whole_tail = _read(tail) or _read(tail[:-1])  # its newline never came, or was damaged
     if whole_tail is not None:
         records.append(whole_tail)
     return records, damaged

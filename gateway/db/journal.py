@@ -9,13 +9,29 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.core.journal_record import Record, decode, encode
 
+# What one call may need: its record, with every kind of usage, is a third of this.
+CALL_BYTES_MAX = 2_048
+_PROBE_BYTES = 4_096
+
 
 class JournalUnwritable(Exception):
     """The journal cannot take a record: the disk or the directory refuses, or it has reached its size limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFile:
+    """One file of a journal directory, as it was read. `owner` is "alive", "dead" or, of one set aside, "none"."""
+
+    path: Path
+    owner: str
+    bytes: int
+    records: list[Record]
+    damaged: int
 
 
 class Journal:
@@ -79,6 +95,8 @@ class Journal:
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None, "the journal is open while calls are served"
+        if os.fstat(self._file).st_size != self.bytes_written:
+            os.ftruncate(self._file, self.bytes_written)  # a failed write could not be taken back before
         if self.bytes_written + len(data) > self._bytes_max:
             raise OSError(0, f"the journal has reached {self._bytes_max} bytes")
         view = memoryview(data)
@@ -92,19 +110,45 @@ class Journal:
             raise
         self.bytes_written += len(data)
 
-    def probe(self) -> None:
-        """Try whether an append could succeed now, and remember the answer for readiness. One caller at a time."""
+    def probe(self, calls: int = 0) -> None:
+        """Try whether an append could succeed now, and whether there is room for `calls` in flight; readiness remembers
+        the answer. One caller at a time."""
+        room_bytes = calls * CALL_BYTES_MAX
         try:
             probe = self._directory / f".probe-{os.getpid()}"
-            with probe.open("wb") as file:
-                file.write(b"\n" * 4096)
-                file.flush()
-                os.fsync(file.fileno())
-            probe.unlink(missing_ok=True)
-            full = self.bytes_written >= self._bytes_max
-            self.unwritable = f"the journal has reached {self._bytes_max} bytes" if full else None
+            try:
+                with probe.open("wb") as file:
+                    file.write(b"\n" * _PROBE_BYTES)
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:
+                probe.unlink(missing_ok=True)
+            disk = os.statvfs(self._directory)
+            if disk.f_bavail * disk.f_frsize < room_bytes:
+                self.unwritable = "the disk has no room for the calls in flight"
+            elif self.bytes_written >= self._bytes_max:
+                self.unwritable = f"the journal has reached {self._bytes_max} bytes"
+            elif self.bytes_written + room_bytes > self._bytes_max:
+                self.unwritable = f"the journal's {self._bytes_max} bytes have no room for the calls in flight"
+            else:
+                self.unwritable = None
         except OSError as error:
             self.unwritable = error.strerror or type(error).__name__
+
+    def set_aside_files(self) -> list[Path]:
+        """The files that were set aside because not all of them could be given to the ledger."""
+        return sorted(self._directory.glob("*.damaged"))
+
+    def files(self) -> list[JournalFile]:
+        """Every file of the directory, whoever owns it. Raises OSError."""
+        found = []
+        for path in sorted(self._directory.glob("*.journal")):
+            lock = _lock(path)
+            with contextlib.suppress(FileNotFoundError):  # replayed and gone meanwhile
+                found.append(_file(path, "alive" if lock is None else "dead"))
+            if lock is not None:
+                os.close(lock)
+        return [*found, *(_file(path, "none") for path in self.set_aside_files())]
 
     @contextlib.contextmanager
     def taken_over(self) -> Iterator[list[Path]]:
@@ -153,6 +197,12 @@ class Journal:
 def read_file(path: Path) -> tuple[list[Record], int]:
     """The whole records of one journal file, and how many lines are damaged."""
     return decode(path.read_bytes())
+
+
+def _file(path: Path, owner: str) -> JournalFile:
+    data = path.read_bytes()
+    records, damaged = decode(data)
+    return JournalFile(path, owner, len(data), records, damaged)
 
 
 def _lock(path: Path) -> int | None:

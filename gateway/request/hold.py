@@ -1,6 +1,7 @@
 """Step 3: set the money aside. Nothing goes upstream before this has said yes."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,14 +46,15 @@ class Holds:
         self._top_up_url = top_up_url
         self._decisions = {outcome: metrics.hold_decisions.labels(outcome) for outcome in Outcome}
         self._extensions = {outcome: metrics.hold_extensions.labels(outcome) for outcome in Outcome}
-        self.usable = True  # False while the journal cannot take a settle: no new money is put at risk
+        # False while the journal cannot take a settle: no new money is put at risk.
+        self.usable: Callable[[], bool] = lambda: True
 
     async def place(self, principal: Principal, offer: Offer, hold_id: str | None = None) -> Hold:
         """Place a hold, with this id if one is given.
 
         Raises InsufficientFunds, WalletSuspended, LedgerUnavailable, Overloaded.
         """
-        if self._lane.away or not self.usable:
+        if self._lane.away or not self.usable():
             raise LedgerUnavailable
         began = monotonic_seconds()
         hold_id = hold_id or new_id()
@@ -115,7 +117,7 @@ class Holds:
     def extend(self, hold: Hold, ceiling_nanos: int, minimum_nanos: int) -> "asyncio.Future[Answer] | None":
         """Ask for `hold` to cover `ceiling_nanos` in all, or what there is down to `minimum_nanos`; None if nobody can
         be asked now. `hold.granted_nanos` is up to date before anything else hears of the answer."""
-        if self._lane.away or not self.usable:
+        if self._lane.away or not self.usable():
             self._metrics.hold_extensions.labels("unanswered").inc()
             return None
         document = orjson.dumps(

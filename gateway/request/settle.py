@@ -20,6 +20,7 @@ from gateway.tasks import spawn
 
 _log = logging.getLogger("farebox.settle")
 _FINISH_SECONDS_MAX = 2.0
+_JOURNAL_RETRY_SECONDS = 0.25
 
 
 class Receipt(NamedTuple):
@@ -64,15 +65,24 @@ class Settler:
         return Receipt(charge.cost_nanos, answer.balance_nanos)
 
     async def _write_down(self, operation: Operation) -> None:
-        """Journal the operation; if even that fails, stay with the ledger until it answers."""
+        """Journal the operation; if even that fails, stay with both the ledger and the journal until one takes it."""
+        if await self._journaled(operation):
+            return
+        self._metrics.journal_failures.inc()
+        _log.critical("the journal cannot be written", extra={"fields": {"hold": operation.hold_id}})
+        again = self._lane.submit(Operation(operation.wallet_id, operation.hold_id, operation.document, patient=True))
+        while not (await asyncio.wait([again], timeout=_JOURNAL_RETRY_SECONDS))[0]:
+            if self._journal.unwritable is None and await self._journaled(operation):
+                return
+        again.result()
+
+    async def _journaled(self, operation: Operation) -> bool:
         try:
             await self._journal.append(Record(operation.wallet_id, operation.hold_id, operation.document))
-            self._outcomes_journaled()
         except JournalUnwritable:
-            self._metrics.journal_failures.inc()
-            _log.critical("the journal cannot be written", extra={"fields": {"hold": operation.hold_id}})
-            again = Operation(operation.wallet_id, operation.hold_id, operation.document, patient=True)
-            await self._lane.submit(again)
+            return False
+        self._outcomes_journaled()
+        return True
 
     def _see_through(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[object]":
         """Run what must not end with its caller."""

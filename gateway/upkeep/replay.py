@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.core.journal_record import Record
@@ -22,6 +23,9 @@ class Replayed:
     damaged: int
     refused: int
 
+    def __add__(self, other: "Replayed") -> "Replayed":
+        return Replayed(self.records + other.records, self.damaged + other.damaged, self.refused + other.refused)
+
     def __bool__(self) -> bool:
         return self.records + self.damaged + self.refused > 0
 
@@ -31,8 +35,17 @@ class Replay:
 
     name = "replay"
 
-    def __init__(self, journal: Journal, lane: Lane, metrics: Metrics, *, interval_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        lane: Lane,
+        metrics: Metrics,
+        *,
+        interval_seconds: float = 1.0,
+        on_given: Callable[[int], None] = lambda _records: None,
+    ) -> None:
         self._journal = journal
+        self._on_given = on_given
         self._lane = lane
         self._metrics = metrics
         self.interval_seconds = interval_seconds
@@ -51,19 +64,33 @@ class Replay:
             else:
                 await self._journal.set_aside(count)
             total = own
+        total += await self.give_left_behind()
+        self._metrics.journal_records.set(self._journal.records)
+        return total
+
+    async def give_left_behind(self) -> Replayed:
+        """The files of processes that died, and of nobody who lives. Raises LedgerAway; what was given is gone."""
+        total = Replayed(0, 0, 0)
         with self._journal.taken_over() as paths:
             for path in paths:
-                records, damaged = await asyncio.to_thread(read_file, path)
-                other = await self._give(records, damaged)
-                total = Replayed(
-                    total.records + other.records, total.damaged + other.damaged, total.refused + other.refused
-                )
-                if other.refused or other.damaged:
+                given = await self._give(*await asyncio.to_thread(read_file, path))
+                total += given
+                if given.refused or given.damaged:
                     # What could not be given is kept for a person.
                     path.rename(path.with_suffix(".damaged"))
                 else:
                     path.unlink()
-        self._metrics.journal_records.set(self._journal.records)
+        return total
+
+    async def give_set_aside(self) -> Replayed:
+        """Files set aside before: one that is answered whole is removed, and any other stays as it is. Raises
+        LedgerAway."""
+        total = Replayed(0, 0, 0)
+        for path in self._journal.set_aside_files():
+            given = await self._give(*await asyncio.to_thread(read_file, path))
+            total += given
+            if not given.refused and not given.damaged:
+                path.unlink(missing_ok=True)
         return total
 
     async def _give(self, records: list[Record], damaged: int) -> Replayed:
@@ -76,6 +103,7 @@ class Replay:
             results = await asyncio.gather(*futures, return_exceptions=True)
             if len(futures) < len(records[start : start + 512]) or any(isinstance(r, LedgerAway) for r in results):
                 raise LedgerAway("the replay goes on later")
+            self._on_given(len(results))
             for result in results:
                 if isinstance(result, OperationRefused):
                     refused += 1

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from gateway.core.journal_record import Record, decode, encode
+from gateway.core.journal_record import Record, decode, encode, placed_at_seconds
 
 RECORDS = [
     Record("wallet-1", "hold-1", b'{"op":"settle","cost":90,"picos":4611686018427387904}'),
@@ -37,6 +37,21 @@ def test_a_damaged_line_is_counted_and_hides_no_other(number: int) -> None:
         line[at] ^= 0x01
         found = decode(b"".join([*LINES[:number], bytes(line), *LINES[number + 1 :]]))
         assert found == (others, 1)
+
+
+def test_no_flipped_bit_loses_a_record_unseen() -> None:
+    """Wherever it is: in a checksum, the space, a body, or a newline, the last one too."""
+    for at in range(len(FILE) * 8):
+        flipped = bytearray(FILE)
+        flipped[at // 8] ^= 1 << at % 8
+        records, damaged = decode(bytes(flipped))
+        assert [record for record in RECORDS if record in records] == records
+        assert records == RECORDS or damaged > 0
+
+
+def test_the_age_of_a_record_is_in_its_id() -> None:
+    assert placed_at_seconds(Record("w", "0193d3a0-1234-7000-8000-000000000000", b"{}")) == 0x0193D3A01234 / 1_000
+    assert placed_at_seconds(RECORDS[0]) == 0
 
 
 @pytest.mark.parametrize("line", [b"?", b"00000000", b"00000000 ", b"\0" * 100, b"deadbeef {}"])

@@ -168,12 +168,12 @@ async def test_a_floor_is_credit(shop: Shop) -> None:
 
 async def test_nothing_is_risked_while_the_journal_cannot_be_written(shop: Shop) -> None:
     holds = shop.farebox.app.gateway.holds
-    holds.usable = False
+    holds.usable = lambda: False
     try:
         async with shop.chat() as response:
             assert (response.status, (await response.json())["error"]["code"]) == (503, "ledger_unavailable")
     finally:
-        holds.usable = True
+        holds.usable = lambda: True
     await shop.untouched()
 
 

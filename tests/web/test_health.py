@@ -20,7 +20,7 @@ from tests.support.shop import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GATES = {"database", "lane", "journal_writable", "models", "not_stopping"}
-CHECKS = GATES | {"journal_empty", "invariants", "chain"}
+CHECKS = GATES | {"journal_empty", "journal_whole", "invariants", "chain"}
 House = tuple[Farebox, LedgerProxy]
 
 
@@ -153,7 +153,12 @@ async def test_drift_and_a_waiting_journal_are_ill_but_ready(house: House) -> No
     assert health["checks"]["journal_empty"] == {"status": "failing", "detail": "1 records wait for replay"}
     proxy.restore()
     await until_failing(running, set())
+    # Nothing like it can be replayed: it is set aside, for a person.
     await until(lambda: running.app.journal.records == 0)
+    status, health = await get(running, "/healthz")
+    assert health["checks"]["journal_whole"] == {"status": "failing", "detail": "1 files were set aside"}
+    for path in running.app.journal.set_aside_files():
+        path.unlink()
 
 
 async def test_metrics_parse_and_are_fresh(house: House) -> None:
