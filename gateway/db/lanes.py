@@ -8,7 +8,7 @@ on another one: wallet_apply answers an id that it knows with what it did, and c
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -267,7 +267,7 @@ class Lane:
             deadline.cancel()
         self.away_since_seconds = None
         self._failures = self._unanswered = 0
-        self._operations_now = min(self._batch_operations_max, self._operations_now * 4)
+        self._operations_now = min(self._batch_operations_max, self._operations_now * 2)
         self._answered += 1
         self._statement.add(time.perf_counter() - began)
         worked = time.process_time()
@@ -302,7 +302,7 @@ class Lane:
             connection.terminate()
             self._unanswered += 1
             self._mark_away()
-            if self._unanswered > 1:  # once is an accident
+            if self._unanswered > 1 or self._operations_now < self._batch_operations_max:  # once is an accident
                 self._operations_now = max(1, len(batch) // 4)
             if len(batch) == 1:
                 self._strike(batch[0])
@@ -391,11 +391,7 @@ class Lane:
 
 
 def _by_wallet(batch: list[Operation]) -> dict[str, list[Operation]]:
-    wallets: dict[str, list[Operation]] = {}
+    wallets: dict[str, list[Operation]] = defaultdict(list)
     for operation in batch:
-        operations = wallets.get(operation.wallet_id)
-        if operations is None:
-            wallets[operation.wallet_id] = [operation]
-        else:
-            operations.append(operation)
+        wallets[operation.wallet_id].append(operation)
     return wallets

@@ -129,13 +129,7 @@ async def test_one_that_takes_its_server_down_stops_nobody_else(database_url: st
             assert (await bench.lane.submit(bench.hold(new_id(), 1))).outcome is Outcome.HELD
         with pytest.raises((LedgerAway, OperationRefused)):
             await poisoned
-
-
-async def test_one_that_takes_its_server_down_alone_is_dropped(bench: Bench, database_url: str) -> None:
-    async with altered(database_url) as other:
-        await other.execute(POISON)
-        with pytest.raises((LedgerAway, OperationRefused)):
-            await bench.lane.submit(bench.hold(new_id(), 13))
+        # Nothing else is asked any more: a probe shows that the ledger answers all but this, and it is dropped.
         await until(lambda: "refused" in bench.observer.failures)
         assert (await bench.lane.submit(bench.hold(new_id(), 1))).outcome is Outcome.HELD
         assert not bench.lane.away
