@@ -108,7 +108,7 @@ async def running(
     """
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(dsn)
+        database = Database(dsn, statement_seconds=2 * settings.lane_statement_seconds)
         stack.push_async_callback(database.close)
         journal = Journal(settings.directory() / "journal", bytes_max=settings.journal_bytes_max)
         journal.open(f"{os.getpid()}-{new_id()}")
@@ -190,6 +190,7 @@ def _wire(
     )
     metrics.unsettled.set_function(lambda: gateway.unsettled)
     lane.calls_in_flight = lambda: gateway.in_flight
+    lane.on_silence = database.drop  # its connections lead to the same server
 
     def put(shelf: Shelf) -> None:
         app.shelf = shelf

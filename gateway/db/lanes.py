@@ -61,8 +61,7 @@ class LaneFull(Exception):
 
 
 class OperationRefused(Exception):
-    """The ledger refused this operation alone with an error, or never answers it though it answers others: a bug, or
-    damaged data."""
+    """The ledger refused this operation alone, or never answers it while it answers others: a bug, or damaged data."""
 
 
 class Answer(NamedTuple):
@@ -136,6 +135,7 @@ class Lane:
         self.away_since_seconds: float | None = None
         # How many calls there are that have sent, or will send, an operation.
         self.calls_in_flight: Callable[[], int] = lambda: batch_operations_max
+        self.on_silence: Callable[[], None] = lambda: None  # a statement was not answered by its deadline
         self._statement = Mean()
         self._work = Mean()
         self._worked_seconds = time.process_time()
@@ -216,11 +216,8 @@ class Lane:
             self._wake.set_result(None)
 
     def _take(self) -> list[Operation]:
-        """The next batch: in order, each hold id once, without what nobody waits for any more.
-
-        After statements without an answer batches shrink, soon to one operation, so that one that takes the server
-        down with it comes to stand alone; one that has failed alone stays alone.
-        """
+        """The next batch: in order, each hold id once, without what nobody waits for any more; after statements without
+        an answer ever smaller, so that an operation that takes its server down comes to stand alone, and stays so."""
         if len(self._queue) == 1 or self._queue[0].strikes:
             operation = self._queue.popleft()
             return [] if self._is_forgotten(operation) else [operation]
@@ -251,7 +248,7 @@ class Lane:
         for operation in batch:
             operation.sent = True
         self._observer.batch_sent(len(batch))
-        deadline = self._loop.call_later(self._statement_seconds, connection.terminate)
+        deadline = self._loop.call_later(self._statement_seconds, self._silent, connection)
         began = time.perf_counter()
         try:
             rows = await connection.fetch(self._sql, order, documents)
@@ -276,6 +273,10 @@ class Lane:
         for wallet, row in zip(order, rows, strict=True):
             self._answer(wallets[wallet], row)
 
+    def _silent(self, connection: asyncpg.Connection) -> None:
+        connection.terminate()
+        self.on_silence()
+
     def _answer(self, operations: list[Operation], row: Any) -> None:
         _, outcomes, amounts, shortfalls, availables, balance, held = row
         for operation, outcome, amount, short, available in zip(
@@ -293,8 +294,8 @@ class Lane:
             # Rolled back whole for the sake of another: asked again whole.
             self._observer.statement_failed("retried")
             self._queue.extendleft(reversed(batch))
-            self._failures += 1
             await asyncio.sleep(min(self._pause_seconds(), _RETRY_SECONDS_MAX))
+            self._failures += 1
             self._give_up()
         elif isinstance(error, LedgerAway) or is_away(error, connection):
             # Whether the batch took effect is unknown. It is asked again, first, with the same ids.
@@ -333,7 +334,7 @@ class Lane:
 
     async def _probe(self, connection: asyncpg.Connection) -> None:
         """Before something suspect is asked again: does a commit without it get as far as the standby?"""
-        deadline = self._loop.call_later(self._statement_seconds, connection.terminate)
+        deadline = self._loop.call_later(self._statement_seconds, self._silent, connection)
         try:
             await connection.fetchval(queries()["lane_probe"])
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):

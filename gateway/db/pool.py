@@ -147,9 +147,14 @@ class Database:
         self._opening = asyncio.Lock()
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop every connection, and whatever waits for an answer on one: the server was found silent. Whoever asks
+        next gets a new one."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.terminate()
 
     async def _open(self) -> asyncpg.Pool:
         async with self._opening:
@@ -171,6 +176,10 @@ class Database:
             pooled = await pool.acquire(timeout=5.0)
         except TimeoutError as error:
             raise LedgerAway("TimeoutError") from error
+        except asyncpg.InterfaceError as error:
+            if pool is self._pool:
+                raise
+            raise LedgerAway("dropped") from error
         connection = cast(Connection, pooled)  # a proxy with the same methods
         doubts = Doubts(connection)
         try:

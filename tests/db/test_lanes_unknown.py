@@ -60,12 +60,12 @@ async def test_a_bad_operation_stands_alone(bench: Bench) -> None:
     assert await bench.wallet() == (1_000, 11)
 
 
-async def test_a_serialization_failure_is_retried(bench: Bench, database_url: str) -> None:
-    async with altered(database_url, "default_transaction_isolation = 'repeatable read'") as other:
-        bench.proxy.cut()
-        bench.proxy.restore()
+async def test_a_serialization_failure_is_retried(database_url: str) -> None:
+    async with (
+        altered(database_url, "default_transaction_isolation = 'repeatable read'") as other,
+        bench_on(database_url, wait_seconds=9) as bench,
+    ):
         await bench.lane.submit(bench.void(new_id()))
-        bench.observer.failures.clear()
         async with other.transaction(isolation="read_committed"):
             await other.execute("UPDATE wallets SET name = 'other' WHERE wallet_id = $1", bench.wallet_id)
             answer = bench.lane.submit(bench.hold(new_id(), 1))

@@ -250,3 +250,20 @@ async def test_connections_are_few_and_all_are_served(database: Database, databa
     await database.close()
     assert await database.fetch_one("database_backend") is not None, "it opens again when it is needed"
     await other.close()
+
+
+async def test_what_waits_on_a_silent_server_is_let_go_when_all_is_dropped(database_url: str) -> None:
+    async with ledger_proxy(database_url) as proxy:
+        database = Database(proxy.dsn, connections_max=1)
+        await database.fetch("database_backend")
+        proxy.mute()
+        waiting = [spawn(database.fetch("database_backend"), name="fetch") for _ in range(2)]
+        await asyncio.sleep(0.05)
+        database.drop()
+        proxy.restore()
+        assert await database.fetch("database_backend")
+        with pytest.raises(LedgerAway):
+            await waiting[0]
+        with pytest.raises(LedgerAway):
+            await waiting[1]
+        await database.close()
