@@ -6,50 +6,25 @@ import http.client
 import resource
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 
 import click
 import orjson
 
 from gateway.cli.command import FareboxCommand
 from gateway.cli.context import EXIT_BAD, Misconfigured, away, database_server, ensure_migrated
+from gateway.cli.doctor_server import Check, State, examine, partitions
 from gateway.cli.output import print_json, print_line, print_table
-from gateway.clock import unix_seconds
 from gateway.db import prices
 from gateway.db.embedded import EmbeddedPostgresFailed
 from gateway.db.journal import Journal, JournalUnwritable, read_file
-from gateway.db.migrate import pending, unsafe_settings
-from gateway.db.pool import Connection, Database, LedgerAway, connect
-from gateway.db.queries import queries
+from gateway.db.migrate import pending
+from gateway.db.pool import Database, LedgerAway, connect
 from gateway.request.admit import Shelf
 from gateway.settings import InvalidSettings, Settings
 
 OPEN_FILES_ADVISED = 4_096
-CONNECTIONS_ADVISED = 20
-# A hold's id carries this machine's clock, and the ledger refuses ids a day ahead of its own.
-SKEW_WARN_SECONDS = 2.0
-SKEW_FAIL_SECONDS = 3_600.0
 _PROBE_SECONDS = 1.0
 _PROBE_BYTES_MAX = 2**20
-
-
-class State(StrEnum):
-    """How a check went."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: what was seen, and what to do about it."""
-
-    name: str
-    state: State
-    detail: str
-    advice: str = ""
 
 
 @click.command(cls=FareboxCommand)
@@ -120,52 +95,17 @@ async def _ask_database(settings: Settings, dsn: str) -> list[Check]:
         await ensure_migrated(dsn, is_embedded=is_embedded)
     connection = await connect(dsn)
     try:
-        facts = {row["name"]: row["setting"] for row in await connection.fetch(queries()["database_settings"])}
-        kind = "embedded" if is_embedded else "external"
-        checks = [Check("database", State.OK, f"{kind} PostgreSQL {facts['server_version']}")]
-        checks.append(_durability(await unsafe_settings(connection), facts))
-        checks.append(_connections(int(facts["max_connections"])))
-        checks.append(_clock((await connection.fetchval(queries()["database_now"])).timestamp() - unix_seconds()))
-        checks.append(await _writable(connection))
+        checks = await examine(connection, settings)
         missing = await pending(connection)
+        if not missing:
+            checks += [Check("migrations", State.OK, "current"), await partitions(connection)]
     finally:
         await connection.close()
     if missing:
         checks.append(Check("migrations", State.FAIL, f"pending: {', '.join(missing)}", "run `farebox migrate`"))
         return checks
-    checks.append(Check("migrations", State.OK, "current"))
     checks.append(await _prices(settings, dsn))
     return checks
-
-
-def _durability(problems: list[str], facts: dict[str, str]) -> Check:
-    if problems:
-        return Check("durability", State.FAIL, "; ".join(problems), "change that before money depends on it")
-    standbys = facts["synchronous_standby_names"] or "none"
-    return Check(
-        "durability", State.OK, f"synchronous_commit {facts['synchronous_commit']}, synchronous standbys: {standbys}"
-    )
-
-
-def _connections(connections_max: int) -> Check:
-    if connections_max < CONNECTIONS_ADVISED:
-        advice = f"set max_connections to {CONNECTIONS_ADVISED} or more: each gateway uses up to seven"
-        return Check("max_connections", State.WARN, str(connections_max), advice)
-    return Check("max_connections", State.OK, str(connections_max))
-
-
-def _clock(skew_seconds: float) -> Check:
-    apart = abs(skew_seconds)
-    state = State.OK if apart < SKEW_WARN_SECONDS else State.WARN if apart < SKEW_FAIL_SECONDS else State.FAIL
-    advice = "" if state is State.OK else "set both clocks by NTP: ids and expiry dates depend on them"
-    return Check("clock", state, f"{apart:.1f} s between the database and this machine", advice)
-
-
-async def _writable(connection: Connection) -> Check:
-    if await connection.fetchval(queries()["database_writable"]):
-        return Check("writable", State.OK, "takes writes")
-    advice = "name the primary in FAREBOX_DATABASE_URL, or add target_session_attrs=read-write"
-    return Check("writable", State.FAIL, "takes no writes: a standby, or read-only by default", advice)
 
 
 async def _prices(settings: Settings, dsn: str) -> Check:

@@ -67,4 +67,6 @@ async def unsafe_settings(connection: Connection) -> list[str]:
         problems.append("full_page_writes is off: a crash could corrupt the ledger; set full_page_writes = on")
     if settings["synchronous_commit"] == "off":
         problems.append("synchronous_commit is off: a crash would lose charges; set synchronous_commit = on")
+    if settings["client_min_messages"] == "error":
+        problems.append("client_min_messages is error: a commit that the standby lacks looks like any; reset it")
     return problems

@@ -3,7 +3,8 @@
 SELECT name, setting
 FROM pg_settings
 WHERE name IN ('server_version_num', 'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names',
-    'max_connections', 'server_version');
+    'max_connections', 'server_version', 'client_min_messages', 'wal_level', 'superuser_reserved_connections',
+    'statement_timeout', 'lock_timeout', 'idle_session_timeout', 'transaction_timeout');
 
 -- name: database_writable
 -- Whether this server takes writes.

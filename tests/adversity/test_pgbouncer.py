@@ -70,6 +70,10 @@ async def test_everything_else_that_uses_the_database_works_through_it(pooler: P
     command = Command(pooler.dsn, tmp_path)
     said = await asyncio.to_thread(command, "wallet", "create", "--name", "team", "--credit", "5", "--json")
     assert said.document["balance_nanos"] == 5 * 10**9
+    for listen, state in ((None, "warn"), (pooler.dsn, "warn"), (pooler.direct_dsn, "ok")):
+        command.environment["FAREBOX_LISTEN_DATABASE_URL"] = listen
+        said = await asyncio.to_thread(command, "doctor", "--json")
+        assert {one["check"]: one["state"] for one in said.document["checks"]}["pooler"] == state
 
 
 async def test_a_pool_of_sessions_works_too(database_url: str, upstream: FakeUpstream) -> None:

@@ -15,8 +15,9 @@ from tests.support.gateway import Farebox
 from tests.support.postgres import ScratchPostgres
 
 CHECKS = [
-    *("settings", "upstreams", "database", "durability", "max_connections", "clock", "writable", "migrations"),
-    *("prices", "journal", "journals_left", "idempotency", "port", "ops_port", "open_files"),
+    *("settings", "upstreams", "database", "durability", "standby", "replication_slots", "timeouts"),
+    *("max_connections", "clock", "writable", "pooler", "migrations", "partitions", "prices"),
+    *("journal", "journals_left", "idempotency", "port", "ops_port", "open_files"),
 ]
 RECORD = encode(Record(new_id(), new_id(), b'{"op":"void"}'))
 
