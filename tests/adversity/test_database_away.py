@@ -2,6 +2,8 @@
 bring it back, and compare the ledger with the upstream's log."""
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from tests.support.processes import GatewayProcess, Gateways, eventually, open_w
 from tests.support.upstream import FakeUpstream
 
 STREAMS, BODIES = 20, 5
+OUTAGE_SECONDS = float(os.environ.get("FAREBOX_OUTAGE_SECONDS", "3"))
+OUTAGE_STREAMS = int(os.environ.get("FAREBOX_OUTAGE_STREAMS", "20"))
 CREDIT, CREDIT_NANOS = "10", 10 * 10**9
 # A caller is told soon that the ledger is away; the sweep does its worst as soon as it is back.
 SETTINGS = {"FAREBOX_LANE_WAIT_SECONDS": "0.5", "FAREBOX_SWEEP_SECONDS": "0.25"}
@@ -88,12 +92,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(server: EmbeddedPostgres, **settings: str) -> AsyncIterator[Scene]:
+async def scene(
+    server: EmbeddedPostgres, *, streamed: Completion | None = None, **settings: str
+) -> AsyncIterator[Scene]:
     dsn = await asyncio.to_thread(server.start)
     await prepare(dsn)
     wallet_id, key = await open_wallet(dsn, CREDIT)
     gate = Gate()
-    streamed = Completion(output_tokens=12, gate=gate, gate_at_event=4)
+    streamed = streamed or Completion(output_tokens=12, gate=gate, gate_at_event=4)
     whole = Completion(output_tokens=7, gate=gate)
     async with (
         FakeUpstream(Choose(lambda asked: streamed if asked.stream else whole)) as upstream,
@@ -135,3 +141,35 @@ async def test_a_gateway_killed_with_a_full_journal_leaves_it_to_the_next(server
         await at.books.resolved()
         await eventually(lambda: at.journals() == [0])
         await at.books.check(at.upstream.log, seen)
+
+
+async def test_new_calls_are_told_so_as_long_as_the_ledger_is_away_and_every_stream_completes(
+    server: EmbeddedPostgres,
+) -> None:
+    """With FAREBOX_OUTAGE_SECONDS=60 and FAREBOX_OUTAGE_STREAMS=100 the long form of the promise."""
+    # The streams run on through most of the outage, and end, a few at a time, before it does.
+    events = 40
+    streamed = Completion(output_tokens=events, pause_seconds=OUTAGE_SECONDS / events * 0.6)
+    async with scene(server, streamed=streamed, FAREBOX_HOLD_VALID_SECONDS="600") as at:
+        streams = [at.call(stream=True) for _ in range(OUTAGE_STREAMS)]
+        await at.upstream.received(len(streams))
+        for served in at.upstream.log:
+            await served.sent_events(2)
+        await at.take_away("killed")
+        began = time.monotonic()
+        refused = []
+        while time.monotonic() - began < OUTAGE_SECONDS:
+            refused.append(await at.call())
+            await asyncio.sleep(0.1)
+        assert {(one.status, one.error_code, one.retry_after) for one in refused} == {(503, "ledger_unavailable", "2")}
+        assert all(stream.done() for stream in streams)
+        await at.bring_back()
+        await at.gateway.answers_ready(200)
+        await at.books.resolved()
+        seen = [stream.result() for stream in streams]
+        assert all(sighting.whole for sighting in seen)
+        assert len(at.upstream.log) == OUTAGE_STREAMS
+        at.gate.open()
+        seen.append(await at.call())
+        await at.books.check(at.upstream.log, seen)
+        assert len([event for event in await at.books.events() if event["charged_nanos"]]) == OUTAGE_STREAMS + 1
