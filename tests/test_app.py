@@ -2,18 +2,22 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from gateway import tasks
 from gateway.app import running
+from gateway.clock import new_id
 from gateway.db.journal import JournalUnwritable
+from gateway.db.lanes import Operation
 from gateway.db.pool import LedgerAway
 from gateway.settings import Settings, UpstreamSettings
 from tests.support.behaviours import Completion
 from tests.support.call import Gate
 from tests.support.gateway import farebox
+from tests.support.ledger_proxy import ledger_proxy
 from tests.support.shop import until
 from tests.support.upstream import FakeUpstream
 
@@ -108,3 +112,26 @@ async def test_the_ops_port_is_not_the_api(database_url: str) -> None:
         for url in (f"{gateway.ops_url}/v1/models", f"{gateway.base_url}/metrics"):
             async with gateway.session.get(url, headers=gateway.headers()) as response:
                 assert response.status == 404
+
+
+async def test_a_server_that_falls_silent_is_left_by_every_connection(database_url: str) -> None:
+    """Such as a primary that is frozen: reads must not wait for it half a minute when the lane knows better."""
+    settings: dict[str, Any] = {"lane_statement_seconds": 0.3, "lane_wait_seconds": 0.1}
+    async with (
+        ledger_proxy(database_url) as proxy,
+        farebox(proxy.dsn, ["http://127.0.0.1:1/v1"], **settings) as gateway,
+    ):
+        database, lane = gateway.app.database, gateway.app.lane
+        database._statement_seconds = 60.0
+        await database.fetch("holds_summary")
+        proxy.mute()
+        reading = [asyncio.create_task(database.fetch("holds_summary")) for _ in range(4)]
+        operation = Operation(gateway.wallet_id, new_id(), b'{"op":"void"}')
+        with pytest.raises(LedgerAway):
+            await lane.submit(operation)
+        async with asyncio.timeout(8):  # 5 s for one that waits for a connection
+            results = await asyncio.gather(*reading, return_exceptions=True)
+        assert {type(result) for result in results} == {LedgerAway}
+        proxy.restore()
+        assert await database.fetch("holds_summary")
+        await until(lambda: not lane.queued)

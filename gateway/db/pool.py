@@ -181,6 +181,9 @@ class Database:
                 raise
             raise LedgerAway("dropped") from error
         connection = cast(Connection, pooled)  # a proxy with the same methods
+        if pool is not self._pool:
+            _drop(connection)
+            raise LedgerAway("dropped")
         doubts = Doubts(connection)
         try:
             yield connection

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.journal_record import Record, encode
-from gateway.db.journal import Journal, JournalUnwritable, read_file
+from gateway.db.journal import CALL_BYTES_MAX, Journal, JournalUnwritable, read_file
 from gateway.tasks import spawn
 from tests.support.shop import until
 
@@ -152,6 +153,35 @@ async def test_a_probe_sees_a_disk_that_refuses_and_one_that_recovered(journal: 
     journal._directory.rename(journal._directory.with_name("elsewhere"))
     journal.probe()
     assert refusal(journal) == "No such file or directory"
+
+
+async def test_a_probe_asks_for_room_for_every_call_in_flight(journal: Journal, tmp_path: Path) -> None:
+    journal.probe(BYTES_MAX // CALL_BYTES_MAX)
+    assert refusal(journal) is None
+    journal.probe(BYTES_MAX // CALL_BYTES_MAX + 1)
+    assert refusal(journal) == f"the journal's {BYTES_MAX} bytes have no room for the calls in flight"
+    free_bytes = shutil.disk_usage(tmp_path).free
+    spacious = Journal(tmp_path / "journal", bytes_max=2**60)
+    spacious.probe(free_bytes // CALL_BYTES_MAX // 2)
+    assert refusal(spacious) is None
+    spacious.probe(free_bytes // CALL_BYTES_MAX * 2)
+    assert refusal(spacious) == "the disk has no room for the calls in flight"
+
+
+async def test_half_a_record_that_could_not_be_taken_back_does_not_spoil_the_next(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await journal.append(record_of(0))
+
+    def refuse(_file: int, _size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched, full_after(path_of(journal).stat().st_size + 30):
+        patched.setattr(os, "ftruncate", refuse)
+        with pytest.raises(JournalUnwritable):
+            await journal.append(record_of(1))
+    await journal.append(record_of(2))
+    assert journal.read_own() == ([record_of(0), record_of(2)], 0)
 
 
 async def test_a_directory_that_cannot_be_made_is_unwritable(tmp_path: Path) -> None:

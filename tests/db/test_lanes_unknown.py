@@ -102,10 +102,11 @@ async def test_a_cancelled_wait_for_the_standby_is_not_an_answer(database_url: s
         await standbys(other, "nobody")
         try:
             answer = bench.lane.submit(bench.settle(hold_id, 60))
-            for count in (1, 2):  # asked again it waits again: an answer is confirmed by a write
-                while len(bench.observer.failures) < count:
-                    await other.execute(CANCEL_WAITS)
-                    await asyncio.sleep(0.02)
+            async with asyncio.timeout(10):
+                for count in (1, 2):  # asked again it waits again: an answer is confirmed by a write
+                    while len(bench.observer.failures) < count:
+                        await other.execute(CANCEL_WAITS)
+                        await asyncio.sleep(0.02)
             assert set(bench.observer.failures) == {"unknown"}
             assert not answer.done()
         finally:
