@@ -119,6 +119,12 @@ async def running(
         keys_database = Database(dsn, connections_max=_KEYS_CONNECTIONS_MAX, statement_seconds=_KEYS_STATEMENT_SECONDS)
         stack.push_async_callback(keys_database.close)
         idempotency = _idempotency(settings, keys_database, lane, metrics)
+
+        def leave() -> None:
+            database.drop()
+            keys_database.drop()
+
+        lane.on_silence = leave  # their connections lead to the same server
         app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)
         await app.catalogue.run_once()
         await _start(app, dsn, services, stack)
@@ -190,7 +196,6 @@ def _wire(
     )
     metrics.unsettled.set_function(lambda: gateway.unsettled)
     lane.calls_in_flight = lambda: gateway.in_flight
-    lane.on_silence = database.drop  # its connections lead to the same server
 
     def put(shelf: Shelf) -> None:
         app.shelf = shelf

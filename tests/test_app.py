@@ -122,7 +122,7 @@ async def test_a_server_that_falls_silent_is_left_by_every_connection(database_u
         farebox(proxy.dsn, ["http://127.0.0.1:1/v1"], **settings) as gateway,
     ):
         database, lane = gateway.app.database, gateway.app.lane
-        database._statement_seconds = 60.0
+        database._statement_seconds = 20.0
         await database.fetch("holds_summary")
         proxy.mute()
         reading = [asyncio.create_task(database.fetch("holds_summary")) for _ in range(4)]

@@ -12,7 +12,8 @@ from gateway.db.queries import queries
 from gateway.settings import Settings
 
 CONNECTIONS_ADVISED = 20
-CONNECTIONS_PER_GATEWAY = 7
+# One for the lane, one that listens, four for reads, eight for kept replies, and one for a command.
+CONNECTIONS_PER_GATEWAY = 15
 # A hold's id carries this machine's clock, and the ledger refuses ids a day ahead of its own.
 SKEW_WARN_SECONDS = 2.0
 SKEW_FAIL_SECONDS = 3_600.0
@@ -115,10 +116,10 @@ def timeouts(facts: Mapping[str, str]) -> Check:
 def connections(connections_max: int, used: int) -> Check:
     """Is there room for a gateway more?"""
     if connections_max < CONNECTIONS_ADVISED:
-        advice = f"set max_connections to {CONNECTIONS_ADVISED} or more: each gateway uses up to seven"
+        advice = f"set max_connections to {CONNECTIONS_ADVISED} or more: each gateway uses up to fifteen"
         return Check("max_connections", State.WARN, str(connections_max), advice)
     if connections_max - used < CONNECTIONS_PER_GATEWAY:
-        advice = "raise max_connections, or stop other clients: each gateway uses up to seven"
+        advice = "raise max_connections, or stop other clients: each gateway uses up to fifteen"
         return Check("max_connections", State.WARN, f"{used} of {connections_max} are in use", advice)
     return Check("max_connections", State.OK, f"{used} of {connections_max} are in use")
 

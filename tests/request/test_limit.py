@@ -260,12 +260,12 @@ async def test_nothing_more_is_risked_while_the_journal_cannot_be_written(shop: 
     shop.upstream.next(Completion(endless=True, gate=gate, gate_at_event=10))
     call = spawn(stream(shop), name="a call")
     await gate.arrived()
-    holds.usable = False
+    holds.usable = lambda: False
     gate.open()
     try:
         _, body = await call
     finally:
-        holds.usable = True
+        holds.usable = lambda: True
     assert cut_off(body)["type"] == "server_error"
     assert SLICE < words(body) <= SLICE + 10
     assert extensions(shop, "unanswered") > 0
