@@ -238,7 +238,8 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
 
     stack.push_async_callback(close_lane)
     listen = settings.listen_database_url
-    watcher = _watcher(app, dsn if listen is None else listen.get_secret_value())
+    prices_changed = asyncio.Event()
+    watcher = _watcher(app, dsn if listen is None else listen.get_secret_value(), prices_changed)
     services = [
         *services,
         app.sweep,
@@ -254,6 +255,7 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
     background = [
         spawn(app.watch.run(), name="watch"),
         spawn(watcher.run(), name="watcher"),
+        spawn(_follow_prices(app, prices_changed), name="catalogue refresh"),
         spawn(_measure_lag(app.metrics), name="event loop lag"),
         spawn(_guard_journal(app), name="journal guard"),
         *(spawn(run_forever(service, app.metrics), name=service.name) for service in services),
@@ -284,23 +286,23 @@ async def _close_listener(listener: Listener) -> None:
     await listener.close(timeout_seconds=0.5)
 
 
-def _watcher(app: App, dsn: str) -> keys.Watcher:
+def _watcher(app: App, dsn: str, prices_changed: asyncio.Event) -> keys.Watcher:
     turns = itertools.count()
 
     async def connection() -> Connection:
         return await connect(dsn, turn=next(turns))
 
-    def prices_changed() -> None:
-        spawn(_refresh_catalogue(app), name="catalogue refresh")
-
-    watcher = keys.Watcher(connection, on_key=app.gateway.authenticator.forget, on_prices=prices_changed)
+    watcher = keys.Watcher(connection, on_key=app.gateway.authenticator.forget, on_prices=prices_changed.set)
     app.gateway.authenticator.hears = lambda: watcher.live
     return watcher
 
 
-async def _refresh_catalogue(app: App) -> None:
-    with contextlib.suppress(LedgerAway):
-        await app.catalogue.run_once()
+async def _follow_prices(app: App, changed: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        with contextlib.suppress(LedgerAway):
+            await app.catalogue.run_once()
 
 
 async def _measure_lag(metrics: Metrics) -> None:
