@@ -55,7 +55,7 @@ async def refused(gateways: Gateways, code: int = 2, /, **environment: str) -> s
         ("FAREBOX_UPSTREAM_BASE_URL", "ftp://example.com", "upstream.0.base_url: must be an http:// or https:// URL"),
         ("FAREBOX_UPSTREAM_BASE_URL", "api.example.com/v1", "upstream.0.base_url: must be an http:// or https:// URL"),
         ("FAREBOX_CONFIG", "/nowhere/farebox.toml", "/nowhere/farebox.toml: cannot be read"),
-        ("FAREBOX_DATABASE_URL", "mysql://localhost/farebox", "FAREBOX_DATABASE_URL is not a PostgreSQL URL"),
+        ("FAREBOX_DATABASE_URL", "mysql://localhost/farebox", "database_url: not a PostgreSQL URL"),
         ("FAREBOX_DATA_DIRECTORY", "/dev/null/farebox", "cannot use /dev/null"),
     ],
 )
