@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types layers bench bench-ledger clean
+.PHONY: help run test check format lint types layers bench bench-ledger campaign clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev ## measure against a bare relay; a table, and .artifacts/ben
 
 bench-ledger: $(VENV)/.dev ## measure the ledger by itself: one statement per call, the lane, and growth (ARGS="--quick")
 	@$(BIN)/python -m tests.benchmarks.bench_ledger $(ARGS)
+
+campaign: $(VENV)/.dev ## live seeds of adversity; a table, and .artifacts/campaign.json (SEEDS=200, or SEED=17 repeats one)
+	@$(BIN)/python -m tests.adversity.campaign.runner $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20)) $(ARGS)
 
 clean: ## remove the virtual environment and artifacts; data in .farebox stays
 	rm -rf $(VENV) .artifacts

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -122,10 +122,12 @@ class GatewayProcess:
 class Gateways:
     """Starts gateways on free ports; when the block ends none of them is left, nor a PostgreSQL of theirs.
 
-    All share `directory`, removed at the end, unless a test says otherwise by FAREBOX_DATA_DIRECTORY.
+    All share `directory`, removed at the end, unless a test says otherwise by FAREBOX_DATA_DIRECTORY. `command` runs
+    instead of `farebox`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-process-", dir=memory_directory()))
         # An account without rights must reach the embedded server's directory.
         self.directory.chmod(0o755)
@@ -152,7 +154,7 @@ class Gateways:
         log, output = self.directory / f"{number}.err", self.directory / f"{number}.out"
         with log.open("wb") as errors, output.open("wb") as said:
             process = subprocess.Popen(
-                [*COMMAND, command],
+                [*self._command, command],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=errors,
