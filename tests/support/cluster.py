@@ -57,6 +57,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "hot_standby": "on",
         "wal_retrieve_retry_interval": "100ms",
         "autovacuum": "off",
+        "deadlock_timeout": "100ms",
         "timezone": "UTC",
         "log_timezone": "UTC",
     }

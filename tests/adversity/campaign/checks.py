@@ -14,7 +14,7 @@ from gateway.core.catalogue import Meter
 from gateway.core.money import parse_nanos
 from gateway.db.audit import audit
 from tests.adversity.campaign.load import Seen
-from tests.adversity.campaign.world import CREDITS_NANOS, RATES, RICH, World
+from tests.adversity.campaign.world import CREDITS_NANOS, IS_IDEMPOTENT, RATES, RICH, World
 from tests.support.call import Served
 from tests.support.ledger_operations import open_ledger
 
@@ -152,7 +152,12 @@ async def refusals_are_justified(world: World, ledger: Ledger) -> list[str]:
     for seen in world.seen:
         if seen.whole or seen.has_left or _upstream_did_it(log.get(seen.hold_id)):
             continue
-        if seen.status == 402:
+        if seen.status == 409 and IS_IDEMPOTENT:
+            if not seen.error_code or not seen.error_code.startswith("idempotent_"):
+                found.append(f"unexpected: {seen}")
+        elif seen.error_code == "cut_off" and seen.wallet not in RICH:
+            continue
+        elif seen.status == 402:
             if wrong := _unjustified(world, ledger, seen):
                 found.append(f"{wrong}: {seen}")
         elif seen.status == 503 or seen.status is None or seen.status == 200:
@@ -201,7 +206,23 @@ def _unix(moment: datetime) -> float:
     return moment.timestamp()
 
 
-CHECKS = (invariants, money, served_is_charged, seen_is_charged, refusals_are_justified)
+async def one_key_is_charged_once(world: World, ledger: Ledger) -> list[str]:
+    """Whoever asks again with the same Idempotency-Key is answered with the same call, and charged for one."""
+    by_key: dict[str, set[str]] = defaultdict(set)
+    for seen in world.seen:
+        if seen.hold_id is not None and any(row["charged_nanos"] for row in ledger.events[seen.hold_id]):
+            by_key[seen.key].add(seen.hold_id)
+    return [f"{key} was charged as {holds}" for key, holds in by_key.items() if len(holds) > 1 and IS_IDEMPOTENT]
+
+
+CHECKS = (
+    invariants,
+    money,
+    served_is_charged,
+    seen_is_charged,
+    refusals_are_justified,
+    one_key_is_charged_once,
+)
 
 
 async def differences(world: World, ledger: Ledger) -> list[str]:

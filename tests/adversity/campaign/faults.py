@@ -183,6 +183,30 @@ async def _signal_backends(world: World, function: str) -> int:
     return 0
 
 
+async def deadlocked(world: World, seat: Seat) -> bool:
+    """A stranger locks two wallets in the wrong order; PostgreSQL gives the lane's statement up."""
+    low, high = sorted(world.wallets[:2])
+    lock = "SELECT FROM wallets WHERE wallet_id = $1 FOR UPDATE"
+    mine = "SELECT count(*) > 0 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection = await asyncpg.connect(world.dsn, timeout=5.0, server_settings={"deadlock_timeout": "20s"})
+        try:
+            for _ in range(6):
+                async with connection.transaction():
+                    await connection.execute(lock, high, timeout=2.0)
+                    await eventually(lambda: connection.fetchval(mine), within_seconds=0.8)
+                    await connection.execute(lock, low, timeout=2.0)
+                await asyncio.sleep(0.05)
+        finally:
+            connection.terminate()
+    # Counted by each backend, and told a little later.
+    await asyncio.sleep(1.2)
+    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        told = await world.fetch("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return int(told[0]["deadlocks"]) > 0
+    return False
+
+
 async def connections_exhausted(world: World, seat: Seat) -> bool:
     """53300 for whoever must connect anew."""
     taken: list[asyncpg.Connection] = []
@@ -252,7 +276,7 @@ async def holds_swept(world: World, seat: Seat) -> bool:
 
 async def clock_jumped(world: World, seat: Seat) -> bool:
     """An hour ahead, and back again."""
-    if not seat.is_alive:
+    if not seat.is_alive or seat.api_key in world.lost_keys:
         return False
     world.has_jumped = True
     seat.process.send(signal.SIGUSR2)
@@ -325,6 +349,7 @@ FAULTS: dict[str, Fault] = {
     "promoted_behind": Fault(promoted_behind),
     "promoted_cancelled": Fault(promoted_cancelled),
     "queries_cancelled": Fault(queries_cancelled),
+    "deadlocked": Fault(deadlocked),
     "backends_terminated": Fault(backends_terminated),
     "connections_exhausted": Fault(connections_exhausted),
     "gateway_frozen": Fault(gateway_frozen),

@@ -34,6 +34,7 @@ class Seen(Sighting):
     has_left: bool = False
     is_replay: bool = False
     cost: str | None = None
+    key: str = ""
     began: float = field(default_factory=time.time)
     ended: float = 0.0
     error: str = ""
@@ -187,7 +188,7 @@ class Client:
     async def _ask(self, session: aiohttp.ClientSession, wanted: Wish, body: bytes, place: int) -> Seen:
         urls = self._urls()
         gateway = place % len(urls)
-        seen = Seen(gateway=gateway, wallet=wanted.wallet, case=wanted.case, stream=wanted.stream)
+        seen = Seen(gateway=gateway, wallet=wanted.wallet, case=wanted.case, stream=wanted.stream, key=wanted.key)
         self._seen.append(seen)
         try:
             return await call(session, urls[gateway], self._keys[wanted.wallet], wanted, body, seen)

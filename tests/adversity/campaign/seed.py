@@ -75,6 +75,7 @@ async def run_seed(
     faults: Sequence[str] | None = None,
     statements: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    load_seconds: float = LOAD_SECONDS,
 ) -> Report:
     """Live one seed. Raises only where the campaign itself is broken."""
     began = time.monotonic()
@@ -86,7 +87,7 @@ async def run_seed(
             kill_at[one.gateway] = f"{one.fault.removeprefix('kill:')}:{one.visits}"
     async with world(cluster, seed, kill_at=kill_at, statements=statements, environment=environment) as made:
         at = report.phase("start", began)
-        loading = asyncio.create_task(made.load(LOAD_SECONDS))
+        loading = asyncio.create_task(made.load(load_seconds))
         watching = asyncio.create_task(_watch_deaths(made, report))
         acting = [_act(made, one, report) for one in report.draws if one.fault not in KILLS]
         await asyncio.gather(*acting)
@@ -103,6 +104,8 @@ async def run_seed(
         report.differences += await differences(made, ledger)
         report.phase("check", at)
         _count(made, ledger, clients, report)
+        for seat in made.seats:
+            report.seen["extended"] += int((await made.metrics(seat)).get("farebox_hold_extensions_total", 0))
     report.seconds = time.monotonic() - began
     return report
 
@@ -142,7 +145,7 @@ async def _last_calls(made: World, report: Report) -> None:
 
         async def ask(gateway: int, wallet: int, *, stream: bool) -> Seen:
             wanted = Wish(wallet, 7, stream, 30, None, f"last-{gateway}-{wallet}-{stream}")
-            seen = Seen(gateway=gateway, wallet=wallet, case=7, stream=stream)
+            seen = Seen(gateway=gateway, wallet=wallet, case=7, stream=stream, key=wanted.key)
             body = body_of(wanted, random.Random(made.seed))
             made.seen.append(seen)
             return await call(session, made.urls()[gateway], made.keys[wallet], wanted, body, seen)
@@ -181,6 +184,7 @@ def _count(made: World, ledger: Ledger, clients: Sequence[Client], report: Repor
     seen["unavailable"] = statuses["503"]
     seen["broken"] = sum(bool(one.error) for one in made.seen)
     seen["retries"] = sum(client.retries for client in clients)
+    seen["replayed"] = sum(one.is_replay for one in made.seen)
     seen["duplicates"] = sum(client.duplicates for client in clients)
     events = [event for rows in ledger.events.values() for event in rows]
     for resolution in ("settled", "voided", "expired"):

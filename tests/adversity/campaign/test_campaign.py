@@ -28,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_charged_is_served_whatever_happens(seed: int, cluster: Cluster) -> None:
-    report = asyncio.run(run_seed(cluster, seed, faults=SEEDS[seed]))
+    report = asyncio.run(run_seed(cluster, seed, faults=SEEDS[seed], load_seconds=2.0))
     assert not report.differences, "\n".join([*report.differences, f"make campaign SEED={seed}"])
     assert report.seen["whole"] > 0
     assert any(report.reached.values())

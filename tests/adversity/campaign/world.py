@@ -20,6 +20,7 @@ from gateway.core.money import format_nanos
 from gateway.db import prices
 from gateway.db.migrate import migrate
 from gateway.db.pool import Database
+from gateway.settings import Settings
 from tests.adversity.campaign.door import Door
 from tests.adversity.campaign.load import MODEL, Client, Seen, by_case
 from tests.adversity.witness import many_connections
@@ -37,13 +38,18 @@ CREDITS_NANOS = (10**9, 10**9, 12_000, 2_500)
 RICH = (0, 1)
 HOLD_VALID_SECONDS = 2
 SETTINGS: Mapping[str, str] = {
-    "FAREBOX_HOLD_VALID_SECONDS": str(HOLD_VALID_SECONDS),
-    "FAREBOX_SWEEP_SECONDS": "0.25",
-    "FAREBOX_LANE_STATEMENT_SECONDS": "1.0",
-    "FAREBOX_LANE_WAIT_SECONDS": "1.0",
-    "FAREBOX_DRAIN_SECONDS": "6",
-    "FAREBOX_STOP_SECONDS": "2",
+    "hold_valid_seconds": str(HOLD_VALID_SECONDS),
+    "sweep_seconds": "0.25",
+    "lane_statement_seconds": "1.0",
+    "lane_wait_seconds": "1.0",
+    "drain_seconds": "6",
+    "stop_seconds": "2",
+    "hold_slice_tokens": "16",
+    "idempotency_secret": "what the campaign says is no secret",
 }
+# Of what a release has; the campaign may be run on another one.
+KNOWN = {f"FAREBOX_{name.upper()}": value for name, value in SETTINGS.items() if name in Settings.model_fields}
+IS_IDEMPOTENT = "idempotency_secret" in Settings.model_fields
 COMMAND = (sys.executable, "-m", "tests.adversity.campaign.gateway_process")
 _METRIC = re.compile(r"^(farebox_\w+?)(?:{[^}]*})? (\S+)$", re.MULTILINE)
 
@@ -122,7 +128,7 @@ class World:
         seat.killed_at = kill_at
         more = {"FAREBOX_KILL_AT": kill_at} if kill_at else {}
         environment = {
-            **SETTINGS,
+            **KNOWN,
             **self.environment,
             "FAREBOX_DATABASE_URL": self.cluster.primary.dsn_at("127.0.0.1", seat.door.port, self.database),
             "FAREBOX_UPSTREAM_BASE_URL": self.upstream.base_url,
