@@ -9,6 +9,7 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 from gateway.tasks import spawn, stop
 
@@ -31,22 +32,22 @@ class Strike(StrEnum):
 
 
 class Door:
-    """Forwards to wherever `target` says the database is. `port` is where the gateway connects.
+    """Forwards to the ports that `targets` say, each now. `ports` are where the gateway connects, one for each.
 
     `cut()` resets all and lets nobody in. `deaf` holds back what the gateway asks, `mute` what the database answers;
     `delay_seconds` is added to each piece either way. `restore()` undoes all of it. `struck` counts by strike.
     """
 
-    def __init__(self, target: Callable[[], int]) -> None:
+    def __init__(self, *targets: Callable[[], int]) -> None:
         self.delay_seconds = 0.0
         self.strikes: deque[Strike] = deque()
         self.struck: Counter[str] = Counter()
-        self.port = 0
-        self._target = target
+        self.ports: list[int] = []
+        self._targets = targets
         self._hears, self._speaks = asyncio.Event(), asyncio.Event()
         self._is_cut = False
         self._passing: set[_Passing] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self.restore()
 
     def cut(self) -> None:
@@ -68,12 +69,14 @@ class Door:
         self._speaks.set()
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._enter, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        for target in self._targets:
+            server = await asyncio.start_server(partial(self._enter, target), "127.0.0.1", 0)
+            self._servers.append(server)
+            self.ports.append(server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self.restore()
         self.cut()
 
@@ -85,14 +88,16 @@ class Door:
         await asyncio.sleep(self.delay_seconds)
         await self._speaks.wait()
 
-    async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _enter(
+        self, target: Callable[[], int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         if self._is_cut:
             writer.transport.abort()
             return
         try:
             # A frozen server's backlog takes connections, until it is full.
             async with asyncio.timeout(FAR_SECONDS_MAX):
-                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target())
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target())
         except (OSError, TimeoutError):
             writer.transport.abort()
             return

@@ -87,10 +87,13 @@ async def run_seed(
             kill_at[one.gateway] = f"{one.fault.removeprefix('kill:')}:{one.visits}"
     async with world(cluster, seed, kill_at=kill_at, statements=statements, environment=environment) as made:
         at = report.phase("start", began)
-        loading = asyncio.create_task(made.load(load_seconds))
+        over = asyncio.Event()
+        loading = asyncio.create_task(made.load(over))
         watching = asyncio.create_task(_watch_deaths(made, report))
         acting = [_act(made, one, report) for one in report.draws if one.fault not in KILLS]
-        await asyncio.gather(*acting)
+        # What comes after a fault is asked for too.
+        await asyncio.gather(asyncio.sleep(load_seconds), *acting)
+        over.set()
         clients = await loading
         at = report.phase("load", at)
         watching.cancel()

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -121,6 +121,18 @@ class World:
         finally:
             connection.terminate()
 
+    @property
+    def is_multihost(self) -> bool:
+        """Whether gateways know both servers and look for the one that takes writes; else somebody leads them there."""
+        return self.seed % 3 == 0
+
+    def _dsn_of(self, door: Door) -> str:
+        dsn = self.cluster.primary.dsn_at("127.0.0.1", door.ports[0], self.database)
+        if self.is_multihost:
+            hosts = ",".join(f"127.0.0.1:{port}" for port in door.ports)
+            dsn = dsn.replace(f"127.0.0.1:{door.ports[0]}", hosts) + "&target_session_attrs=read-write"
+        return dsn
+
     async def serve(self, seat: Seat, kill_at: str | None = None) -> None:
         """Seat a new process; it is to die at a point, if one is named."""
         self.started += 1
@@ -130,7 +142,7 @@ class World:
         environment = {
             **KNOWN,
             **self.environment,
-            "FAREBOX_DATABASE_URL": self.cluster.primary.dsn_at("127.0.0.1", seat.door.port, self.database),
+            "FAREBOX_DATABASE_URL": self._dsn_of(seat.door),
             "FAREBOX_UPSTREAM_BASE_URL": self.upstream.base_url,
             "FAREBOX_UPSTREAM_API_KEY": seat.api_key,
             **more,
@@ -179,16 +191,19 @@ class World:
         """Whether no journal has a record."""
         return not any(path.stat().st_size for path in self.gateways.data_directory.glob("journal/*.journal"))
 
-    async def load(self, seconds: float) -> list[Client]:
-        """Let the clients ask for so long, and then until each has its answer."""
-        over = asyncio.Event()
+    async def load(self, over: asyncio.Event) -> list[Client]:
+        """Let the clients ask until it is over, and then until each has its answer."""
         clients = [Client(number, self.seed, self.urls, self.keys, self.seen) for number in range(CLIENTS)]
         async with many_connections() as session:
-            running = asyncio.gather(*(client.run(session, over) for client in clients))
-            await asyncio.sleep(seconds)
-            over.set()
-            await running
+            await asyncio.gather(*(client.run(session, over) for client in clients))
         return clients
+
+
+def _targets(cluster: Cluster, *, is_multihost: bool) -> list[Callable[[], int]]:
+    """Where the doors of a gateway lead: to each server, or to whichever is the primary."""
+    if not is_multihost:
+        return [lambda: cluster.primary.port]
+    return [lambda port=node.port: port for node in (cluster.primary, cluster.standby)]  # type: ignore[misc]
 
 
 def make_well(cluster: Cluster) -> None:
@@ -260,7 +275,7 @@ async def world(
         finally:
             await database.close()
         for number in range(GATEWAYS):
-            door = Door(lambda: cluster.primary.port)
+            door = Door(*_targets(cluster, is_multihost=made.is_multihost))
             await door.open()
             stack.push_async_callback(door.close)
             made.seats.append(Seat(number, door, process=None, api_key=""))  # type: ignore[arg-type]
