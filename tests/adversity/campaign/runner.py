@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,8 +106,12 @@ def live_all(seeds: Sequence[int], jobs: int) -> Iterator[Report]:
             _let_go()
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(live, seed) for seed in seeds]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(live, seed) for seed in seeds]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what runs is ended well; what waits is not begun
+            raise
 
 
 def run_parts(campaign: Campaign) -> None:
@@ -171,6 +176,7 @@ def main() -> int:
     parser.add_argument("--no-parts", action="store_true", help="seeds only")
     chosen = parser.parse_args()
     seeds = [chosen.seed] if chosen.seed is not None else list(range(chosen.first, chosen.first + chosen.seeds))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     campaign = Campaign()
     for report in live_all(seeds, chosen.jobs):
         campaign.add(report)
