@@ -106,8 +106,10 @@ def _wrong_charge(world: World, served: Served, rows: list[dict[str, Any]]) -> s
         if charged + short == owed or (charged > owed and _swept_too_much(rows, charged)):
             return None
         return f"was charged {charged} and {short} short, and cost {owed}"
-    if served.completed and served.usage_objects and not _is_lost(world, served):
-        return f"was served whole by a gateway that lived, and was charged {charged} by {rows[0]['reason']}"
+    # A stream whose hold could not grow is cut, though the upstream may have written all of it by then.
+    is_cut = any(row["reason"] == "cut_off" for row in rows)
+    if served.completed and served.usage_objects and not is_cut and not _is_lost(world, served):
+        return f"was served whole by a gateway that lived, and was charged {charged} by {rows[-1]['reason']}"
     # An estimate counts a token for four bytes; a word of the oracle's has at most six.
     prompt = served.prompt_tokens or len(served.body)
     most = 2 * (prompt + 8) * 2 + 9 * (served.output_tokens_sent + 2)
@@ -156,7 +158,7 @@ async def refusals_are_justified(world: World, ledger: Ledger) -> list[str]:
             if not seen.error_code or not seen.error_code.startswith("idempotent_"):
                 found.append(f"unexpected: {seen}")
         elif seen.error_code == "cut_off" and seen.wallet not in RICH:
-            continue
+            continue  # a hold of all that the wallet had
         elif seen.status == 402:
             if wrong := _unjustified(world, ledger, seen):
                 found.append(f"{wrong}: {seen}")

@@ -15,7 +15,7 @@ import asyncpg
 
 from gateway import points
 from tests.adversity.campaign.door import Strike
-from tests.adversity.campaign.world import HOLD_VALID_SECONDS, Seat, World
+from tests.adversity.campaign.world import HOLD_VALID_SECONDS, Seat, World, make_well
 from tests.support.processes import eventually
 
 KILLS = tuple(f"kill:{point}" for point in points.NAMES)
@@ -99,6 +99,7 @@ async def primary_frozen(world: World, seat: Seat) -> bool:
 async def standby_frozen(world: World, seat: Seat) -> bool:
     """Commits wait for their standby, past the lanes' deadline."""
     async with world.cluster_lock:
+        await world.on_cluster(make_well, world.cluster)  # another failover may have left it alone
         await world.on_cluster(world.cluster.standby.freeze)
         await asyncio.sleep(world.dice.uniform(0.5, 2.0))
         await world.on_cluster(world.cluster.standby.thaw)
@@ -107,6 +108,7 @@ async def standby_frozen(world: World, seat: Seat) -> bool:
 
 async def standby_killed(world: World, seat: Seat) -> bool:
     async with world.cluster_lock:
+        await world.on_cluster(make_well, world.cluster)  # another failover may have left it alone
         await world.on_cluster(world.cluster.standby.kill)
         await asyncio.sleep(world.dice.uniform(0.3, 1.5))
         await world.on_cluster(world.cluster.standby.start)
@@ -116,12 +118,14 @@ async def standby_killed(world: World, seat: Seat) -> bool:
 async def promoted(world: World, seat: Seat) -> bool:
     """The primary freezes or dies with commits in flight; its standby takes its place."""
     async with world.cluster_lock:
+        await world.on_cluster(make_well, world.cluster)  # another failover may have left it alone
         return await _fail_over(world)
 
 
 async def promoted_behind(world: World, seat: Seat) -> bool:
     """The same, after a while in which the standby was dead: commits waited for it, and were asked again."""
     async with world.cluster_lock:
+        await world.on_cluster(make_well, world.cluster)  # another failover may have left it alone
         await world.on_cluster(world.cluster.standby.kill)
         await asyncio.sleep(2.6)
         await _fail_over_to_the_past(world)
@@ -131,6 +135,7 @@ async def promoted_behind(world: World, seat: Seat) -> bool:
 async def promoted_cancelled(world: World, seat: Seat) -> bool:
     """The same; and somebody cancelled the waiting statements. PostgreSQL then answers as if they were safe."""
     async with world.cluster_lock:
+        await world.on_cluster(make_well, world.cluster)  # another failover may have left it alone
         await world.on_cluster(world.cluster.standby.kill)
         cancelled = 0
         for _ in range(6):

@@ -196,4 +196,5 @@ def _count(made: World, ledger: Ledger, clients: Sequence[Client], report: Repor
     seen["checkpoint charged"] = sum(
         event["resolution"] == "expired" and event["charged_nanos"] > 0 for event in events
     )
+    seen["cut off"] = sum(event["reason"] == "cut_off" for event in events)
     seen["shortfall"] = sum(event["shortfall_nanos"] > 0 for event in events)
