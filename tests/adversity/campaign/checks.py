@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.catalogue import Meter
 from gateway.core.money import parse_nanos
 from gateway.db.audit import audit
-from tests.adversity.campaign.load import Seen
+from tests.adversity.campaign.load import CALL_SECONDS_MAX, Seen
 from tests.adversity.campaign.world import CREDITS_NANOS, IS_IDEMPOTENT, RATES, RICH, World
 from tests.support.call import Served
 from tests.support.ledger_operations import open_ledger
@@ -152,6 +152,8 @@ async def refusals_are_justified(world: World, ledger: Ledger) -> list[str]:
     log = {served.request_id: served for served in world.upstream.log}
     found = []
     for seen in world.seen:
+        if seen.error == "TimeoutError":
+            found.append(f"no end within {CALL_SECONDS_MAX:.0f} s: {seen}")
         if seen.whole or seen.has_left or _upstream_did_it(log.get(seen.hold_id)):
             continue
         if seen.status == 409 and IS_IDEMPOTENT:
