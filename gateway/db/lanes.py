@@ -188,9 +188,9 @@ class Lane:
                 self._wake = None
                 continue
             connection = self._connection if self._is_connected() else await self._reconnect()
-            if connection is not None and self._queue and self._queue[0].strikes:
-                await self._probe(connection)
-            if connection is not None and self._queue:
+            if connection is None or not self._queue:
+                continue
+            if not self._queue[0].strikes or await self._probe(connection):
                 await self._send(connection, self._take())
                 await self._gather()
         for operation in self._queue:
@@ -242,18 +242,18 @@ class Lane:
     async def _send(self, connection: asyncpg.Connection, batch: list[Operation]) -> None:
         if not batch:
             return
-        wallets = _by_wallet(batch)
-        order = sorted(wallets)
-        documents = [(b"[%s]" % b",".join([o.document for o in wallets[wallet]])).decode() for wallet in order]
+        wallets: dict[str, list[Operation]] = defaultdict(list)
         for operation in batch:
             operation.sent = True
+            wallets[operation.wallet_id].append(operation)
+        order = sorted(wallets)
+        documents = [(b"[%s]" % b",".join([o.document for o in wallets[wallet]])).decode() for wallet in order]
         self._observer.batch_sent(len(batch))
         deadline = self._loop.call_later(self._statement_seconds, self._silent, connection)
         began = time.perf_counter()
         try:
             rows = await connection.fetch(self._sql, order, documents)
-            if self._doubts is not None and self._doubts.raised:
-                raise LedgerAway("the commit may not have reached the standby")
+            self._refuse_doubts()
         except asyncio.CancelledError:
             connection.terminate()
             raise
@@ -272,6 +272,10 @@ class Lane:
         self._worked_seconds = worked
         for wallet, row in zip(order, rows, strict=True):
             self._answer(wallets[wallet], row)
+
+    def _refuse_doubts(self) -> None:
+        if self._doubts is not None and self._doubts.raised:
+            raise LedgerAway("the commit may not have reached the standby")
 
     def _silent(self, connection: asyncpg.Connection) -> None:
         connection.terminate()
@@ -332,20 +336,22 @@ class Lane:
             self._failures = 0
             self.away_since_seconds = None
 
-    async def _probe(self, connection: asyncpg.Connection) -> None:
-        """Before something suspect is asked again: does a commit without it get as far as the standby?"""
+    async def _probe(self, connection: asyncpg.Connection) -> bool:
+        """Before something suspect is asked again: whether a commit without it gets as far as the standby."""
         deadline = self._loop.call_later(self._statement_seconds, self._silent, connection)
         try:
             await connection.fetchval(queries()["lane_probe"])
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            self._refuse_doubts()
+        except (LedgerAway, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             self._mark_away()
             connection.terminate()
-        else:
-            self.away_since_seconds = None
-            self._failures = self._queue[0].strikes
-            self._answered += 1
+            return False
         finally:
             deadline.cancel()
+        self.away_since_seconds = None
+        self._failures = self._queue[0].strikes
+        self._answered += 1
+        return True
 
     def _pause_seconds(self) -> float:
         return _RECONNECT_SECONDS[min(self._failures, len(_RECONNECT_SECONDS) - 1)]
@@ -389,10 +395,3 @@ class Lane:
         if not operation.answer.done():
             operation.answer.set_exception(error)
             operation.answer.exception()  # retrieved: a caller that left must not make it loud
-
-
-def _by_wallet(batch: list[Operation]) -> dict[str, list[Operation]]:
-    wallets: dict[str, list[Operation]] = defaultdict(list)
-    for operation in batch:
-        wallets[operation.wallet_id].append(operation)
-    return wallets

@@ -103,7 +103,7 @@ PLANTS = (
     ),
     Plant(
         "acknowledged_unreplicated",
-        (("gateway/db/lanes.py", "if self._is_unreplicated:", "if False:"),),
+        (("gateway/db/lanes.py", "if self._doubts is not None and self._doubts.raised:", "if False:"),),
         ("promoted_cancelled",),
         "seen whole and not settled",
     ),
