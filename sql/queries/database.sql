@@ -50,8 +50,7 @@ INSERT INTO schema_migrations (version, name) VALUES ($1, $2);
 SELECT now() AS now;
 
 -- name: audit_session
--- An audit takes as long as it takes: this transaction has no time limit, whatever the role's settings; and room in
--- memory for its joins, which else go to disk at 4 MB.
+-- Give an audit the time it takes, whatever the role's limits, and room in memory for its joins.
 SELECT set_config(name, CASE name WHEN 'work_mem' THEN '64MB' ELSE '0' END, true)
 FROM pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'work_mem');
