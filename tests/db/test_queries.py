@@ -24,7 +24,7 @@ def test_the_sql_of_this_checkout_is_found() -> None:
 
 def test_every_statement_says_what_it_is_for() -> None:
     for name, statement in queries().items():
-        assert re.match(r"-- [A-Z][^\n]*[.]\n", statement), name
+        assert re.match(r"-- [A-Z][^\n]*(\n-- [^\n]*)*[.]\n[^-]", statement), name
     for statements in (queries(), invariants()):
         with pytest.raises(TypeError):
             statements["x"] = ""  # type: ignore[index]
