@@ -5,19 +5,19 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
+from prometheus_client import generate_latest
 
 from gateway.clock import monotonic_seconds, new_id
 from gateway.db import keys
 from gateway.db.journal import Journal
 from gateway.db.lanes import Lane
-from gateway.db.migrate import pending
 from gateway.db.pool import Connection, Database, LedgerAway, connect
-from gateway.db.queries import queries
 from gateway.db.seals import Limits as SealLimits
 from gateway.metrics import Metrics
 from gateway.request.admit import Shelf
@@ -33,24 +33,30 @@ from gateway.settings import Settings, UpstreamSettings
 from gateway.tasks import spawn, stop
 from gateway.upkeep.catalogue import CatalogueRefresh
 from gateway.upkeep.forget_keys import ForgetKeys
+from gateway.upkeep.lead import Lead
 from gateway.upkeep.replay import Replay
 from gateway.upkeep.retention import Partitions
 from gateway.upkeep.seal import ChainService, SealService
 from gateway.upkeep.service import Service, run_forever
 from gateway.upkeep.sweep import Sweep
 from gateway.upkeep.vitals import HeldGauges, Invariants
-from gateway.web.health import Check, ops_handler
-from gateway.web.routes import Limits, api_handler
+from gateway.web.checks import checks
+from gateway.web.health import ops_handler
+from gateway.web.routes import Handler, Limits, api_handler
 from gateway.web.server import Listener
 
 _log = logging.getLogger("farebox.app")
-_STUCK_SECONDS = 5.0
 _LAG_PROBE_SECONDS = 0.5
 _SETTLED_POLL_SECONDS = 0.01
 # Idempotency keys have connections of their own: a large reply must not keep an API key waiting to be looked up.
 _KEYS_STATEMENT_SECONDS = 5.0
 _KEYS_CONNECTIONS_MAX = 8
 _GUARD_SECONDS = 2.0
+# What a running gateway takes over from changed settings; anything else needs a restart.
+_RELOADED = (
+    "upstream", "aliases", "min_output_tokens", "hold_slice_tokens", "drain_seconds", "calls_in_flight_max",
+    "stop_seconds",
+)  # fmt: skip
 
 
 class _LaneMetrics:
@@ -66,7 +72,7 @@ class _LaneMetrics:
 
 @dataclass(slots=True)
 class App:
-    """A running gateway. `port` and `ops_port` are the ones that it listens on."""
+    """A running gateway. `port` and `ops_port` are the ones that it listens on; a worker has none of its own."""
 
     settings: Settings
     gateway: Gateway
@@ -82,9 +88,38 @@ class App:
     seal: SealService
     chain: ChainService
     catalogue: CatalogueRefresh
+    api: Listener
+    lead: Lead = field(init=False)
     port: int = 0
     ops_port: int = 0
     shelf: Shelf = field(default_factory=lambda: Shelf([], [], [], {}))
+
+    async def reload(self, settings: Settings) -> list[str]:
+        """Go on with changed settings; the names of those that need a restart, and stay as they were.
+
+        Raises LedgerAway, having changed nothing.
+        """
+        await self.catalogue.serve(settings.upstream, settings.aliases)
+        self.gateway.relay.forget()
+        self.gateway.min_output_tokens = settings.min_output_tokens
+        self.gateway.hold_slice_tokens = settings.hold_slice_tokens
+        self.gateway.drain_seconds = settings.drain_seconds
+        self.gateway.calls_in_flight_max = settings.calls_in_flight_max
+        changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
+        self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in _RELOADED})
+        return [name for name in changed if name not in _RELOADED]
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a client is connected, or a call in flight."""
+        return bool(self.api.connections or self.watch)
+
+    def refresh(self) -> None:
+        """Bring gauges up to date before a scrape."""
+        self.metrics.lane_queue.set(self.lane.queued)
+        self.metrics.lane_stuck.set(self.lane.stuck_seconds())
+        self.metrics.journal_records.set(self.journal.records)
+        self.metrics.journal_damaged.set(len(self.journal.set_aside_files()))
 
     async def drain(self) -> None:
         """Take no new calls; let those in flight end, and end those that do not in time."""
@@ -100,10 +135,17 @@ class App:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, dsn: str, *, upstreams: tuple[UpstreamSettings, ...], services: Sequence[Service] = ()
+    settings: Settings,
+    dsn: str,
+    *,
+    upstreams: tuple[UpstreamSettings, ...],
+    services: Sequence[Service] = (),
+    sockets: Sequence[socket.socket] = (),
 ) -> AsyncIterator[App]:
     """A gateway that serves while the context lasts, and drains at its end. `services` run beside its own.
 
+    With `sockets` it is one of several on one port: it takes connections from those, opens no port of its own, and
+    leads only when it is told to.
     Raises LedgerAway, JournalUnwritable, SecretUnusable, and OSError for a port that is taken.
     """
     metrics = Metrics()
@@ -127,7 +169,7 @@ async def running(
         lane.on_silence = leave  # their connections lead to the same server
         app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)
         await app.catalogue.run_once()
-        await _start(app, dsn, services, stack)
+        await _start(app, dsn, services, sockets, stack)
         yield app
         await app.drain()
 
@@ -220,12 +262,47 @@ def _wire(
         ),
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
+        api=_listener(
+            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds)),
+            settings,
+            body_bytes_max=settings.body_bytes_max,
+        ),
     )
+    app.lead = _lead(app)
     return app
 
 
-async def _start(app: App, dsn: str, services: Sequence[Service], stack: contextlib.AsyncExitStack) -> None:
-    """Start every task and open both ports; the stack undoes it in reverse order."""
+def _lead(app: App) -> Lead:
+    services: Sequence[Service] = (
+        app.sweep,
+        app.invariants,
+        app.seal,
+        app.chain,
+        HeldGauges(app.database, app.metrics),
+        Partitions(app.database, retention_days=app.settings.usage_retention_days),
+        ForgetKeys(app.database),
+    )
+    return Lead(services, app.metrics)
+
+
+def _listener(handler: Handler, settings: Settings, *, body_bytes_max: int) -> Listener:
+    return Listener(
+        handler,
+        header_seconds=settings.header_seconds,
+        header_bytes_max=settings.header_bytes_max,
+        body_bytes_max=body_bytes_max,
+        keep_alive_seconds=settings.keep_alive_seconds,
+    )
+
+
+async def _start(
+    app: App,
+    dsn: str,
+    services: Sequence[Service],
+    sockets: Sequence[socket.socket],
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Start every task and open the ports; the stack undoes it in reverse order."""
     settings = app.settings
     lane_task = spawn(app.lane.run(), name="lane")
     # Once the lane has answered, or given up, every settle; before the journal is closed.
@@ -240,46 +317,34 @@ async def _start(app: App, dsn: str, services: Sequence[Service], stack: context
     listen = settings.listen_database_url
     prices_changed = asyncio.Event()
     watcher = _watcher(app, dsn if listen is None else listen.get_secret_value(), prices_changed)
-    services = [
-        *services,
-        app.sweep,
-        app.replay,
-        app.invariants,
-        app.seal,
-        app.chain,
-        app.catalogue,
-        HeldGauges(app.database, app.metrics),
-        Partitions(app.database, retention_days=settings.usage_retention_days),
-        ForgetKeys(app.database),
-    ]
     background = [
         spawn(app.watch.run(), name="watch"),
         spawn(watcher.run(), name="watcher"),
         spawn(_follow_prices(app, prices_changed), name="catalogue refresh"),
         spawn(_measure_lag(app.metrics), name="event loop lag"),
         spawn(_guard_journal(app), name="journal guard"),
-        *(spawn(run_forever(service, app.metrics), name=service.name) for service in services),
+        *(spawn(run_forever(s, app.metrics), name=s.name) for s in (*services, app.replay, app.catalogue)),
     ]
     for task in background:
         stack.push_async_callback(stop, task)
-    api = Listener(
-        api_handler(app.gateway, Limits(settings.body_bytes_max, settings.body_seconds)),
-        header_seconds=settings.header_seconds,
-        header_bytes_max=settings.header_bytes_max,
-        body_bytes_max=settings.body_bytes_max,
-        keep_alive_seconds=settings.keep_alive_seconds,
+    stack.push_async_callback(app.lead.leave)
+    if sockets:
+        stack.push_async_callback(_close_listener, app.api)
+        app.api.open_on(sockets)
+        return
+    await app.lead.take()
+    ops = _listener(
+        ops_handler(lambda: checks(app), lambda: _exposition(app), app.metrics), settings, body_bytes_max=65_536
     )
-    ops = Listener(
-        ops_handler(lambda: _checks(app), lambda: _refresh(app), app.metrics),
-        header_seconds=settings.header_seconds,
-        header_bytes_max=settings.header_bytes_max,
-        body_bytes_max=65_536,
-        keep_alive_seconds=settings.keep_alive_seconds,
-    )
-    for listener in (ops, api):
+    for listener in (ops, app.api):
         stack.push_async_callback(_close_listener, listener)
     app.ops_port = await ops.open(settings.ops_host, settings.ops_port)
-    app.port = await api.open(settings.host, settings.port)
+    app.port = await app.api.open(settings.host, settings.port)
+
+
+async def _exposition(app: App) -> bytes:
+    app.refresh()
+    return generate_latest(app.metrics.registry)
 
 
 async def _close_listener(listener: Listener) -> None:
@@ -318,45 +383,3 @@ async def _guard_journal(app: App) -> None:
     while True:
         await asyncio.to_thread(app.journal.probe, app.gateway.unsettled)
         await asyncio.sleep(_GUARD_SECONDS)
-
-
-def _refresh(app: App) -> None:
-    app.metrics.lane_queue.set(app.lane.queued)
-    app.metrics.lane_stuck.set(app.lane.stuck_seconds())
-    app.metrics.journal_records.set(app.journal.records)
-    app.metrics.journal_damaged.set(len(app.journal.set_aside_files()))
-
-
-async def _checks(app: App) -> list[Check]:
-    """What readiness and health look at."""
-    checks = [await _check_database(app)]
-    stuck = app.lane.stuck_seconds()
-    checks.append(Check("lane", stuck < _STUCK_SECONDS and not app.lane.away, f"oldest wait {stuck:.1f} s"))
-    unwritable = app.journal.unwritable
-    checks.append(Check("journal_writable", unwritable is None, unwritable or "ok"))
-    aside = len(app.journal.set_aside_files())
-    checks.append(Check("journal_whole", not aside, f"{aside} files were set aside", gates_ready=False))
-    waiting = app.journal.records
-    checks.append(Check("journal_empty", not waiting, f"{waiting} records wait for replay", gates_ready=False))
-    offered = app.shelf.count
-    checks.append(Check("models", offered > 0, f"{offered} models on offer"))
-    failing = app.invariants.failing
-    checks.append(Check("invariants", not failing, ", ".join(failing) or "ok", gates_ready=False))
-    changed = len(app.chain.changed) + len(app.seal.unsealable)
-    checks.append(Check("chain", not changed, f"{changed} places changed" if changed else "ok", gates_ready=False))
-    checks.append(Check("not_stopping", not app.gateway.stopping, "stopping" if app.gateway.stopping else "ok"))
-    return checks
-
-
-async def _check_database(app: App) -> Check:
-    try:
-        async with asyncio.timeout(2.0), app.database.connection() as connection:
-            missing = await pending(connection)
-            writable = await connection.fetchval(queries()["database_writable"])
-            if not writable:
-                connection.terminate()  # a former primary: the next look may find its successor
-    except (LedgerAway, TimeoutError):
-        return Check("database", False, "cannot be reached")
-    if missing:
-        return Check("database", False, f"migrations pending: {', '.join(missing)}; run farebox migrate")
-    return Check("database", bool(writable), "ok" if writable else "takes no writes")

@@ -8,7 +8,11 @@ import orjson
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record; `extra={"fields": {…}}` adds members."""
+    """One JSON object per record; `extra={"fields": {…}}` adds members, and `fields` are in every record."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, object] = {
@@ -16,6 +20,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._fields,
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, dict):
@@ -25,10 +30,10 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(document, default=str).decode()
 
 
-def configure(level: str) -> None:
-    """Send everything at or above `level` to standard error."""
+def configure(level: str, **fields: object) -> None:
+    """Send everything at or above `level` to standard error, with `fields` in every record."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(**fields))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # aiohttp reports each malformed request with a traceback; they are counted as refusals instead.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

@@ -17,6 +17,7 @@ from gateway.core.dsn import InvalidDsn, parse_dsn
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+WORKERS_MAX = 64
 
 
 class InvalidSettings(ValueError):
@@ -75,6 +76,7 @@ class Settings(BaseModel):
     data_directory: Path | None = None
     database_url: SecretStr | None = None
     listen_database_url: SecretStr | None = None
+    workers: int = Field(default=1, ge=1, le=WORKERS_MAX)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     top_up_url: str | None = None
 
@@ -144,6 +146,11 @@ def default_directory() -> Path:
 
 def load(environment: Mapping[str, str], *, config: Path | None = None) -> Settings:
     """Read and check everything. Raises InvalidSettings with one line per problem."""
+    return check(read(environment, config=config))
+
+
+def read(environment: Mapping[str, str], *, config: Path | None = None) -> dict[str, Any]:
+    """The file with the environment over it, not checked yet. Raises InvalidSettings."""
     document: dict[str, Any] = {}
     if config is None and "FAREBOX_CONFIG" in environment:
         config = Path(environment["FAREBOX_CONFIG"])
@@ -155,6 +162,11 @@ def load(environment: Mapping[str, str], *, config: Path | None = None) -> Setti
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSettings(f"{config}: {error}") from None
     document.update(_from_environment(environment))
+    return document
+
+
+def check(document: Mapping[str, Any]) -> Settings:
+    """Raises InvalidSettings with one line per problem."""
     try:
         return Settings.model_validate(document)
     except ValidationError as error:

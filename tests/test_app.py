@@ -14,9 +14,10 @@ from gateway.db.journal import JournalUnwritable
 from gateway.db.lanes import Operation
 from gateway.db.pool import LedgerAway
 from gateway.settings import Settings, UpstreamSettings
+from gateway.web.server import bind
 from tests.support.behaviours import Completion
 from tests.support.call import Gate
-from tests.support.gateway import farebox
+from tests.support.gateway import MODEL, farebox
 from tests.support.ledger_proxy import ledger_proxy
 from tests.support.shop import until
 from tests.support.upstream import FakeUpstream
@@ -105,6 +106,56 @@ async def test_a_new_price_is_on_offer_at_once(database_url: str) -> None:
             await connection.execute("SELECT pg_notify('farebox_prices', '')")
         await until(lambda: gateway.app.shelf is not before)
         assert gateway.app.shelf.count == before.count
+
+
+async def test_one_of_many_leads_when_it_is_told_to(database_url: str, tmp_path: Path) -> None:
+    """Who does not lead runs what concerns its own process only, and says nothing of the rest."""
+    before = set(tasks._running)
+    sockets = bind("127.0.0.1", 0)
+    async with running(settings_in(tmp_path), database_url, upstreams=UPSTREAMS, sockets=sockets) as app:
+        value = app.metrics.registry.get_sample_value
+
+        def succeeded() -> set[str]:
+            return {name for name in SERVICES if value("farebox_upkeep_last_success_seconds", {"service": name})}
+
+        await until(lambda: succeeded() == {"replay", "catalogue"})
+        for _ in range(2):
+            await app.lead.take()
+        await until(lambda: succeeded() == SERVICES)
+        assert [task.get_name() for task in tasks._running - before].count("sweep") == 1
+        for _ in range(2):
+            await app.lead.leave()
+        assert succeeded() == {"replay", "catalogue"}
+        assert (app.port, app.ops_port) == (0, 0)
+        _, writer = await asyncio.open_connection(*sockets[0].getsockname())
+        await until(lambda: app.is_in_use)
+        writer.close()
+        await until(lambda: not app.is_in_use)
+    assert tasks._running <= before
+
+
+async def test_a_reload_takes_over_what_can_change_while_calls_are_served(database_url: str) -> None:
+    gate = Gate()
+    async with (
+        FakeUpstream() as first,
+        FakeUpstream() as second,
+        farebox(database_url, [first.base_url], credit="1") as gateway,
+    ):
+        first.next(Completion(gate=gate, gate_at_event=3))
+        async with gateway.chat(stream=True) as before:
+            await gate.arrived()
+            moved = gateway.app.catalogue._upstreams[0].model_copy(update={"base_url": second.base_url})
+            changes = {"upstream": (moved,), "aliases": {"best": MODEL}, "calls_in_flight_max": 2, "port": 1}
+            settings = gateway.app.settings.model_copy(update=changes)
+            assert await gateway.app.reload(settings) == ["port"]
+            async with gateway.chat(model="best") as after:
+                assert after.status == 200
+            gate.open()
+            assert (await before.read()).endswith(b"data: [DONE]\n\n")
+        assert (len(first.log), len(second.log)) == (1, 1)
+        assert gateway.app.gateway.calls_in_flight_max == 2
+        assert gateway.app.settings.port == 0
+        assert await gateway.app.reload(gateway.app.settings) == []
 
 
 async def test_the_ops_port_is_not_the_api(database_url: str) -> None:

@@ -38,6 +38,14 @@ def test_a_record_is_one_line_of_json_with_its_fields(capsys: pytest.CaptureFixt
     assert second["exception"].endswith("ValueError: why")
 
 
+def test_a_process_may_have_fields_in_all_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", worker=3)
+    logging.getLogger("farebox.test").warning("plain")
+    logging.getLogger("farebox.test").warning("more", extra={"fields": {"hold": "h"}})
+    first, second = map(orjson.loads, capsys.readouterr().err.splitlines())
+    assert (first["worker"], second["worker"], second["hold"]) == (3, 3, "h")
+
+
 def test_configuring_again_replaces_what_was(capsys: pytest.CaptureFixture[str]) -> None:
     for level in ("debug", "error"):
         configure(level)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import orjson
 import pytest
 from pydantic import SecretStr
 
-from gateway.settings import InvalidSettings, Settings, load
+from gateway.settings import InvalidSettings, Settings, check, load, read
 
 UPSTREAM = '[[upstream]]\nname = "a"\nbase_url = "http://x/v1"\n'
 SECRET = "sk-very-secret"
@@ -25,6 +26,8 @@ def write(directory: Path, text: str | bytes) -> Path:
         ("PORT", "", "port"),
         ("PORT", "65536", "port"),
         ("OPS_PORT", "-1", "ops_port"),
+        ("WORKERS", "0", "workers"),
+        ("WORKERS", "65", "workers"),
         ("LOG_LEVEL", "loud", "log_level"),
         ("BODY_BYTES_MAX", "1023", "body_bytes_max"),
         ("BODY_SECONDS", "0", "body_seconds"),
@@ -130,7 +133,7 @@ def test_every_default_is_valid_and_every_setting_has_a_unit() -> None:
     defaults = Settings()
     assert Settings.model_validate(defaults.model_dump()) == defaults
     assert load({}) == defaults
-    plain = {"port", "ops_port"}
+    plain = {"port", "ops_port", "workers"}
     units = (
         "_seconds",
         "_bytes_max",
@@ -144,6 +147,14 @@ def test_every_default_is_valid_and_every_setting_has_a_unit() -> None:
     for name, value in defaults.model_dump().items():
         if isinstance(value, int | float) and name not in plain:
             assert name.endswith(units)
+
+
+def test_what_was_read_can_be_checked_again_elsewhere(tmp_path: Path) -> None:
+    """A worker is given the document as JSON, secrets and all."""
+    path = write(tmp_path, UPSTREAM + 'api_key = "k"\nrename = { a = "b" }\n[aliases]\nbest = "m"\n')
+    environment = {"FAREBOX_PORT": "2", "FAREBOX_DATA_DIRECTORY": str(tmp_path), "FAREBOX_STOP_SECONDS": "0.5"}
+    document = read(environment, config=path)
+    assert check(orjson.loads(orjson.dumps(document))) == load(environment, config=path)
 
 
 def test_the_directory_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

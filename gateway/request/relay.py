@@ -63,6 +63,10 @@ class Relay:
         self._reply_buffer_bytes_max = reply_buffer_bytes_max
         self._targets: dict[tuple[str, str], Target] = {}
 
+    def forget(self) -> None:
+        """The settings of upstreams may have changed."""
+        self._targets.clear()
+
     async def run(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Relay one call. Raises nothing that the upstream or the client may cause."""
         response, route, failure = await self._ask(path, headers, offer, hold, call)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.db import prices
-from gateway.db.pool import Database
+from gateway.db.pool import Database, LedgerAway
 from gateway.request.admit import Shelf
 from gateway.settings import UpstreamSettings
 
@@ -27,6 +27,16 @@ class CatalogueRefresh:
         self._aliases = aliases
         self._put = put
         self.interval_seconds = interval_seconds
+
+    async def serve(self, upstreams: Sequence[UpstreamSettings], aliases: Mapping[str, str]) -> None:
+        """From here on these upstreams and aliases. Raises LedgerAway: all stays as it was."""
+        before = self._upstreams, self._aliases
+        self._upstreams, self._aliases = upstreams, aliases
+        try:
+            await self.run_once()
+        except LedgerAway:
+            self._upstreams, self._aliases = before
+            raise
 
     async def run_once(self) -> None:
         """Raises LedgerAway: the shelf stays as it was."""

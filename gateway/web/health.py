@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway.errors import MethodNotAllowed, NotFound
@@ -26,8 +25,8 @@ class Check:
 Checks = Callable[[], Awaitable[list[Check]]]
 
 
-def ops_handler(checks: Checks, refresh: Callable[[], None], metrics: Metrics) -> Handler:
-    """`refresh` brings gauges up to date before a scrape."""
+def ops_handler(checks: Checks, exposition: Callable[[], Awaitable[bytes]], metrics: Metrics) -> Handler:
+    """`exposition` gives all metrics as Prometheus reads them."""
 
     async def route(request: web.BaseRequest) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
@@ -49,9 +48,7 @@ def ops_handler(checks: Checks, refresh: Callable[[], None], metrics: Metrics) -
                 }
                 return json_response(health, status=200 if is_well else 503)
             case "/metrics":
-                refresh()
-                body_bytes = generate_latest(metrics.registry)
-                return web.Response(body=body_bytes, headers={"Content-Type": CONTENT_TYPE_LATEST})
+                return web.Response(body=await exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
             case _:
                 raise NotFound("Unknown path. The ops listener has /livez, /readyz, /healthz and /metrics.")
 

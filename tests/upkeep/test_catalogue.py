@@ -40,9 +40,24 @@ async def test_a_shelf_is_what_is_stored_and_in_force(database_url: str) -> None
     await database.close()
 
 
+async def test_other_upstreams_and_aliases_are_a_new_shelf(database_url: str) -> None:
+    database, shelves = Database(database_url), list[Shelf]()
+    await price_models(database)
+    refresh = CatalogueRefresh(database, [upstream_of()], {"best": MODEL}, shelves.append)
+    await refresh.serve([upstream_of(models=(MODEL,))], {"better": MODEL})
+    assert [name for name, _ in shelves[-1].names(ANYONE)] == ["better", MODEL]
+    await refresh.run_once()
+    assert [name for name, _ in shelves[-1].names(ANYONE)] == ["better", MODEL]
+    await database.close()
+
+
 async def test_without_a_database_the_shelf_stays() -> None:
     database, shelves = Database("postgresql://127.0.0.1:1/none"), list[Shelf]()
+    refresh = CatalogueRefresh(database, [upstream_of()], {}, shelves.append)
     with pytest.raises(LedgerAway):
-        await CatalogueRefresh(database, [upstream_of()], {}, shelves.append).run_once()
+        await refresh.run_once()
+    with pytest.raises(LedgerAway):
+        await refresh.serve([], {"new": MODEL})
     assert shelves == []
+    assert (len(refresh._upstreams), refresh._aliases) == (1, {})
     await database.close()

@@ -1,14 +1,18 @@
 """Listening sockets: what is not HTTP, what comes too slowly, and every way in which a good request may come."""
 
 import asyncio
+import os
+import socket
+import time
 
 import pytest
 from aiohttp import web
 
-from gateway.web.server import Listener
+from gateway.web import server
+from gateway.web.server import Listener, bind
 from tests.support.rawhttp import RawConnection, exchange, request
 from tests.support.refusals import BODY, PATH, STRICT_BODY_BYTES_MAX, check_envelope, check_refused, post
-from tests.support.shop import EXACT, Shop
+from tests.support.shop import EXACT, Shop, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -139,3 +143,92 @@ async def test_connections_leave_nothing_behind() -> None:
     assert not listener._silent
     assert not listener._server.connections
     await listener.close(timeout_seconds=0.1)
+
+
+async def said_hello(_: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(text="hello")
+
+
+def plain_listener() -> Listener:
+    return Listener(said_hello, header_seconds=5, header_bytes_max=8_190, body_bytes_max=100, keep_alive_seconds=5)
+
+
+async def test_a_listener_that_retires_drops_no_connection() -> None:
+    """Those that are open have one more reply, which says that it is the last; others share the door and keep it."""
+    sockets = bind("127.0.0.1", 0)
+    port = int(sockets[0].getsockname()[1])
+    first, second = plain_listener(), plain_listener()
+    first.open_on([socket.socket(fileno=os.dup(sockets[0].fileno()))])
+    connections = [await RawConnection.to(port) for _ in range(3)]
+    for connection in connections[:2]:
+        await connection.send(request("GET", "/"))
+        assert (await connection.reply()).headers.get("connection") != "close"
+    await until(lambda: first.connections == 3)
+    first.retire()
+    waiting = await RawConnection.to(port)
+    await waiting.send(request("GET", "/"))
+    for connection in connections:
+        await connection.send(request("GET", "/"))
+        reply = await connection.reply()
+        assert (reply.body, reply.headers["connection"]) == (b"hello", "close")
+        assert await connection.ended() == b""
+        connection.close()
+    await until(lambda: first.connections == 0)
+    # Nobody had taken it; it waited in the queue that all share.
+    second.open_on(sockets)
+    assert (await waiting.reply()).body == b"hello"
+    waiting.close()
+    for listener in (first, second):
+        await listener.close(timeout_seconds=0.5)
+
+
+async def test_a_burst_is_shared_out() -> None:
+    """Whoever takes one connection leaves the next to the others."""
+    sockets = bind("127.0.0.1", 0)
+    port = int(sockets[0].getsockname()[1])
+    listeners = [plain_listener() for _ in range(3)]
+    for listener in listeners:
+        listener.open_on([socket.socket(fileno=os.dup(sockets[0].fileno()))])
+    connections = await asyncio.gather(*(RawConnection.to(port) for _ in range(60)))
+    await until(lambda: sum(listener.connections for listener in listeners) == 60)
+    assert min(listener.connections for listener in listeners) >= 10
+    for connection in connections:
+        connection.close()
+    for listener in listeners:
+        await listener.close(timeout_seconds=0.5)
+    sockets[0].close()
+
+
+async def test_a_door_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as for want of descriptors: without a pause it would be tried all the time."""
+    monkeypatch.setattr(server, "FAILED_ACCEPT_SECONDS", 0.05)
+    (listening,) = bind("127.0.0.1", 0)
+    tried = 0
+
+    class Failing(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            nonlocal tried
+            tried += 1
+            if tried <= 3:
+                raise OSError(24, "Too many open files")
+            return super().accept()
+
+    listener = plain_listener()
+    listener.open_on([Failing(fileno=listening.detach())])
+    connection = await RawConnection.to(listener._shared[0].getsockname()[1])
+    await connection.send(request("GET", "/"))
+    began = time.monotonic()
+    assert (await connection.reply()).body == b"hello"
+    assert time.monotonic() - began > 0.1
+    connection.close()
+    await listener.close(timeout_seconds=0.5)
+    assert tried == 4
+
+
+async def test_every_address_of_a_host_has_the_same_port() -> None:
+    sockets = bind("", 0)
+    assert len({listening.getsockname()[1] for listening in sockets}) == 1
+    with pytest.raises(OSError, match="in use"):
+        bind("127.0.0.1", sockets[0].getsockname()[1])
+    for listening in sockets:
+        listening.close()
