@@ -98,3 +98,19 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
         return Gauge(f"farebox_{name}", help_text, labels, registry=self.registry)
+
+
+class CrewMetrics:
+    """What only a supervisor knows (`farebox serve --workers`), in the registry of its own Metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.workers = Gauge("farebox_workers", "Worker processes by state.", ["state"], registry=registry)
+        self.worker_up = Gauge(
+            "farebox_worker_up",
+            "Whether this worker is ready and answers its supervisor.",
+            ["worker"],
+            registry=registry,
+        )
+        self.worker_restarts = TallyCounter(
+            "farebox_worker_restarts", "Workers that died, or did not start, and were started again.", registry=registry
+        )

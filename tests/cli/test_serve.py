@@ -52,6 +52,7 @@ async def refused(gateways: Gateways, code: int = 2, /, **environment: str) -> s
     [
         ("FAREBOX_PROT", "80", "FAREBOX_PROT: unknown setting"),
         ("FAREBOX_PORT", "many", "port: "),
+        ("FAREBOX_WORKERS", "0", "workers: "),
         ("FAREBOX_UPSTREAM_BASE_URL", "ftp://example.com", "upstream.0.base_url: must be an http:// or https:// URL"),
         ("FAREBOX_UPSTREAM_BASE_URL", "api.example.com/v1", "upstream.0.base_url: must be an http:// or https:// URL"),
         ("FAREBOX_CONFIG", "/nowhere/farebox.toml", "/nowhere/farebox.toml: cannot be read"),
@@ -70,17 +71,21 @@ async def test_no_upstream_is_one_line(gateways: Gateways) -> None:
     assert gateway.errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("name", ["FAREBOX_PORT", "FAREBOX_OPS_PORT"])
-async def test_a_port_that_is_taken_is_one_line(gateways: Gateways, dsn: str, name: str) -> None:
+async def test_a_port_that_is_taken_is_one_line(gateways: Gateways, dsn: str, name: str, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = await refused(gateways, **{name: str(port), "FAREBOX_DATABASE_URL": dsn})
+        settings = {"FAREBOX_DATABASE_URL": dsn, "FAREBOX_WORKERS": workers}
+        line = await refused(gateways, **{name: str(port), **settings})
     assert line.startswith("cannot listen on ")
     assert f":{port}" in line
 
 
-async def test_an_unwritable_directory_is_one_line(gateways: Gateways, dsn: str) -> None:
-    line = await refused(gateways, FAREBOX_DATA_DIRECTORY="/proc/farebox", FAREBOX_DATABASE_URL=dsn)
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_an_unwritable_directory_is_one_line(gateways: Gateways, dsn: str, workers: str) -> None:
+    settings = {"FAREBOX_DATABASE_URL": dsn, "FAREBOX_WORKERS": workers}
+    line = await refused(gateways, FAREBOX_DATA_DIRECTORY="/proc/farebox", **settings)
     assert line.startswith("/proc/farebox/journal: ")
 
 

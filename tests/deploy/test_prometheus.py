@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import Metrics
+from gateway.metrics import CrewMetrics, Metrics
 from tests.support.behaviours import Completion, failure
 from tests.support.completion import changed
 from tests.support.gateway import Farebox
@@ -45,7 +45,8 @@ def expression(rule: str) -> str:
 def series() -> dict[str, set[str]]:
     """Every series that a gateway can expose, with its labels."""
     found: dict[str, set[str]] = {}
-    for metric in vars(Metrics()).values():
+    metrics = Metrics()
+    for metric in (*vars(metrics).values(), *vars(CrewMetrics(metrics.registry)).values()):
         if isinstance(metric, CollectorRegistry):
             continue
         (family,) = metric.collect()

@@ -10,6 +10,7 @@ import pytest
 from gateway.cli.main import cli
 from gateway.db.embedded import END_SECONDS_MAX
 from gateway.settings import Settings
+from gateway.workers.supervisor import CLOSING_SECONDS_MAX
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "farebox.service"
 
@@ -28,11 +29,15 @@ def test_only_the_gateway_is_told_to_stop(service: configparser.SectionProxy) ->
 
 
 def test_systemd_waits_longer_than_a_stop_takes(service: configparser.SectionProxy) -> None:
-    assert int(service["TimeoutStopSec"]) > Settings().stop_seconds + END_SECONDS_MAX
+    assert int(service["TimeoutStopSec"]) > Settings().stop_seconds + CLOSING_SECONDS_MAX + END_SECONDS_MAX
 
 
 def test_bad_configuration_is_not_tried_again(service: configparser.SectionProxy) -> None:
     assert service["RestartPreventExitStatus"] == "2"
+
+
+def test_a_reload_goes_to_the_supervisor_alone(service: configparser.SectionProxy) -> None:
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
 
 
 def test_what_it_starts_exists(service: configparser.SectionProxy) -> None:

@@ -24,7 +24,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from gateway.db.embedded_process import end, live_postmaster
+from gateway.db.embedded_process import children, command_line, end, live_postmaster
 from gateway.db.migrate import migrate
 from gateway.db.pool import Database
 from tests.support.gateway import make_wallet, price_models
@@ -33,6 +33,7 @@ from tests.support.postgres import ScratchPostgres, memory_directory
 START_SECONDS_MAX = 60.0
 WAIT_SECONDS_MAX = 20.0
 POLL_SECONDS = 0.02
+WORKER = "gateway.cli.worker"
 COMMAND = (sys.executable, "-m", "gateway")
 _SERVES = re.compile(r"serves http://[^:]+:(\d+)/v1, ops on port (\d+)")
 _DEMO = re.compile(r"base URL +http://[^:]+:(\d+)/v1.*http://[^:]+:(\d+)/readyz", re.DOTALL)
@@ -59,6 +60,11 @@ class GatewayProcess:
     @property
     def ops_url(self) -> str:
         return f"http://127.0.0.1:{self.ops_port}"
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of its workers, the oldest first."""
+        return sorted(pid for pid in children(self.pid) if WORKER in (command_line(pid) or ""))
 
     @property
     def errors(self) -> str:
@@ -139,7 +145,8 @@ class Gateways:
 
     async def __aexit__(self, *_: object) -> None:
         for gateway in self._started:
-            if gateway.process.poll() is None:
+            # One that has been killed may have left workers, which are of its group.
+            if gateway.process.poll() in (None, -signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(gateway.pid, signal.SIGKILL)
             gateway.process.wait()
