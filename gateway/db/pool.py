@@ -174,8 +174,8 @@ class Database:
         pool = self._pool or await self._open()
         try:
             pooled = await pool.acquire(timeout=5.0)
-        except TimeoutError as error:
-            raise LedgerAway("TimeoutError") from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+            raise LedgerAway(type(error).__name__) from error
         except asyncpg.InterfaceError as error:
             if pool is self._pool:
                 raise
@@ -184,8 +184,9 @@ class Database:
         if pool is not self._pool:
             _drop(connection)
             raise LedgerAway("dropped")
-        doubts = Doubts(connection)
+        doubts: Doubts | None = None
         try:
+            doubts = Doubts(connection)  # raises for one that was lost on its way here
             yield connection
         except (asyncio.CancelledError, TimeoutError) as error:
             # Whoever waited has given up: the pool must not wait on for an answer that may never come.
@@ -199,7 +200,8 @@ class Database:
                 raise LedgerAway(type(error).__name__) from error
             raise
         finally:
-            doubts.close()
+            if doubts is not None:
+                doubts.close()
             await _release(pool, pooled)
         if doubts.raised:
             raise LedgerAway("a warning: the commit may not have reached the standby")

@@ -267,3 +267,26 @@ async def test_what_waits_on_a_silent_server_is_let_go_when_all_is_dropped(datab
         with pytest.raises(LedgerAway):
             await waiting[1]
         await database.close()
+
+
+async def test_a_connection_lost_on_its_way_to_whoever_asked_is_away(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server may go between the pool's hand and ours: a 503, and the next one is made anew."""
+    database = Database(database_url)
+    await database.fetch("price_current")
+    pool = database._pool
+    assert pool is not None
+    acquire = pool.acquire
+
+    async def lost(*, timeout: float) -> object:
+        connection = await acquire(timeout=timeout)
+        connection.terminate()
+        return connection
+
+    monkeypatch.setattr(type(pool), "acquire", lambda _, *, timeout: lost(timeout=timeout))
+    with pytest.raises(LedgerAway):
+        await database.fetch("price_current")
+    monkeypatch.undo()
+    await database.fetch("price_current")
+    await database.close()

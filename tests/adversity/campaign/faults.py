@@ -21,6 +21,7 @@ from tests.support.processes import eventually
 KILLS = tuple(f"kill:{point}" for point in points.NAMES)
 OURS = "application_name = 'farebox' AND datname = current_database()"
 STRIKE_SECONDS_MAX = 3.0
+ASYNCPG_SAYS_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ async def backends_terminated(world: World, seat: Seat) -> bool:
 async def _signal_backends(world: World, function: str) -> int:
     state = "state = 'active'" if "cancel" in function else "true"
     statement = f"SELECT count({function}(pid)) AS n FROM pg_stat_activity WHERE {OURS} AND {state}"
-    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with contextlib.suppress(*ASYNCPG_SAYS_AWAY):
         return int((await world.fetch(statement))[0]["n"])
     return 0
 
@@ -193,7 +194,7 @@ async def deadlocked(world: World, seat: Seat) -> bool:
     low, high = sorted(world.wallets[:2])
     lock = "SELECT FROM wallets WHERE wallet_id = $1 FOR UPDATE"
     mine = "SELECT count(*) > 0 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with contextlib.suppress(*ASYNCPG_SAYS_AWAY):
         connection = await asyncpg.connect(world.dsn, timeout=5.0, server_settings={"deadlock_timeout": "20s"})
         try:
             for _ in range(6):
@@ -206,7 +207,7 @@ async def deadlocked(world: World, seat: Seat) -> bool:
             connection.terminate()
     # Counted by each backend, and told a little later.
     await asyncio.sleep(1.2)
-    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with contextlib.suppress(*ASYNCPG_SAYS_AWAY):
         told = await world.fetch("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         return int(told[0]["deadlocks"]) > 0
     return False
@@ -220,11 +221,11 @@ async def connections_exhausted(world: World, seat: Seat) -> bool:
         await _take_connections(world, taken)
     except asyncpg.TooManyConnectionsError:
         is_full = True
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except ASYNCPG_SAYS_AWAY:
         pass  # another fault has taken the server away
     try:
         if is_full and taken:
-            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with contextlib.suppress(*ASYNCPG_SAYS_AWAY):
                 # Each place that comes free is taken at once, before its gateway is back.
                 await taken[0].fetch(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}", timeout=5)
                 await _take_connections(world, taken)
@@ -273,7 +274,7 @@ async def holds_swept(world: World, seat: Seat) -> bool:
     aged = 0
     for _ in range(12):
         statement = "WITH a AS (UPDATE holds SET renewed_at = now() - interval '1 hour' RETURNING 1) SELECT FROM a"
-        with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(*ASYNCPG_SAYS_AWAY):
             aged += len(await world.fetch(statement))
         await asyncio.sleep(0.05)
     return aged > 0

@@ -21,17 +21,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
-from pathlib import Path
 
 from tests.adversity.campaign.checks import CHECKS
 from tests.adversity.campaign.faults import FAULTS, KILLS
-from tests.adversity.campaign.seed import Report, draw, run_seed
+from tests.adversity.campaign.seed import ARTIFACTS, Report, draw, run_seed
 from tests.adversity.campaign.world import make_template
 from tests.support.cluster import Cluster
 
 SEEDS, JOBS = 20, 2
 ALL_REACHED_SEEDS = 200
-ARTIFACTS = Path(".artifacts")
 # What else is part of the campaign, each in a process of pytest's.
 PARTS = {
     "every pair of operations, either committed first or undone": ("tests/adversity/test_ledger_races.py",),

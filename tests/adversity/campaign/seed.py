@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.adversity.campaign.checks import Ledger, differences, read_ledger
 from tests.adversity.campaign.faults import FAULTS, KILLS
@@ -15,6 +17,7 @@ from tests.adversity.witness import many_connections
 from tests.support.cluster import Cluster
 from tests.support.processes import eventually
 
+ARTIFACTS = Path(".artifacts")
 LOAD_SECONDS = 3.0
 START_SECONDS_MAX = 1.8
 # After twice a hold's validity the next sweep resolves it; the slack is for a slow machine.
@@ -106,6 +109,10 @@ async def run_seed(
         ledger = await read_ledger(made)
         report.differences += await differences(made, ledger)
         report.phase("check", at)
+        if report.differences:
+            for seat in made.seats:  # what its gateways said, for whoever looks into it
+                ARTIFACTS.mkdir(parents=True, exist_ok=True)
+                shutil.copy(seat.process.log, ARTIFACTS / f"campaign-{seed}-{seat.number}.log")
         _count(made, ledger, clients, report)
         for seat in made.seats:
             report.seen["extended"] += int((await made.metrics(seat)).get("farebox_hold_extensions_total", 0))
