@@ -147,10 +147,10 @@ def send_all(pids: list[int], number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-@pytest.mark.parametrize("impatient", [False, True])
-async def test_ctrl_c_leaves_no_postgres(upstream: FakeUpstream, impatient: bool) -> None:
+@pytest.mark.parametrize(("impatient", "workers"), [(False, "1"), (True, "1"), (True, "2")])
+async def test_ctrl_c_leaves_no_postgres(upstream: FakeUpstream, impatient: bool, workers: str) -> None:
     async with Gateways() as gateways:
-        gateway = await gateways.serve(None, upstream.base_url)
+        gateway = await gateways.serve(None, upstream.base_url, FAREBOX_WORKERS=workers)
         cluster = gateways.data_directory / "postgres" / "cluster"
         server = live_postmaster(cluster)
         assert server is not None
