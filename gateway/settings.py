@@ -37,6 +37,7 @@ class UpstreamSettings(BaseModel):
     rename: Mapping[str, str] = Field(default_factory=dict)
     include_usage: bool = True
     missing_usage: Literal["estimate", "ceiling", "free"] = "estimate"
+    price_bp: int = Field(default=10_000, ge=0, le=1_000_000)
     cap_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     connect_seconds: Seconds = 5.0
     first_byte_seconds: Seconds = 590.0

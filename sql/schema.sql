@@ -108,7 +108,8 @@ CREATE TABLE prices (
     rates jsonb NOT NULL,
     tiers jsonb NOT NULL DEFAULT '[]',
     source text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    multipliers jsonb NOT NULL DEFAULT '{}'
 );
 CREATE INDEX prices_by_model ON prices (model, effective_from, price_id);
 

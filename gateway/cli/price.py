@@ -189,7 +189,7 @@ def set_price(
         Meter.CACHE_WRITE: cache_write,
         Meter.OUTPUT: output_rate,
     }
-    rates = {meter: picos for meter, picos in given.items() if picos is not None}
+    rates: Rates = {meter: picos for meter, picos in given.items() if picos is not None}
 
     async def work(database: Database) -> tuple[Model, datetime]:
         now = await prices.database_now(database)
@@ -205,7 +205,7 @@ def set_price(
         )
         await prices.save_models(database, [after])
         since = effective_from or now
-        await prices.add_prices(database, [(model, since, rates, (), f"{SET_BY_HAND}{actor}")])
+        await prices.add_prices(database, [prices.PriceVersion(model, since, rates, (), f"{SET_BY_HAND}{actor}")])
         return after, since
 
     stored, since = run(settings, work)

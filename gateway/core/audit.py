@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from gateway.core.catalogue import Meter, Price
-from gateway.core.pricing import CostOutOfRange, Unpriced, cost_picos
+from gateway.core.catalogue import MULTIPLIER_BP_MAX, ONE_BP, Price, is_meter
+from gateway.core.pricing import STANDARD, CostOutOfRange, Terms, Unpriced, cost_picos
 
 # Recorded for people; it is inside `output` and costs nothing of its own.
 INFORMATION = frozenset({"reasoning"})
+# Recorded beside the quantities where they multiplied the rates.
+TERMS = frozenset({"service_tier", "upstream_bp"})
 
 
 class Unexplained(ValueError):
@@ -17,20 +19,33 @@ def recompute_picos(price: Price, usage: object) -> int:
     """The exact cost in picos of a decoded usage record, `{"input": 12, "output": 3}`. Raises Unexplained."""
     if not isinstance(usage, dict):
         raise Unexplained("usage is not an object")
-    quantities: dict[Meter, int] = {}
+    quantities: dict[str, int] = {}
     for name, quantity in usage.items():
+        if name in TERMS:
+            continue
         if type(quantity) is not int or quantity < 0:
             raise Unexplained(f"usage.{name} is not a whole number of units")
-        if name in Meter._value2member_map_:
-            quantities[Meter(name)] = quantity
+        if is_meter(name):
+            quantities[name] = quantity
         elif name not in INFORMATION:
             raise Unexplained(f"usage.{name} is not a meter")
     try:
-        return cost_picos(price, quantities)
+        return cost_picos(price, quantities, _terms(usage))
     except Unpriced as error:
         raise Unexplained(f"price {price.price_id} has no rate for {error}") from None
     except CostOutOfRange as error:
         raise Unexplained(f"the cost, {error} picos, is out of range") from None
+
+
+def _terms(usage: dict[str, object]) -> Terms:
+    if TERMS.isdisjoint(usage):
+        return STANDARD
+    tier, upstream_bp = usage.get("service_tier", ""), usage.get("upstream_bp", ONE_BP)
+    if not isinstance(tier, str):
+        raise Unexplained("usage.service_tier is not a string")
+    if type(upstream_bp) is not int or not 0 <= upstream_bp <= MULTIPLIER_BP_MAX:
+        raise Unexplained("usage.upstream_bp is not a number of ten-thousandths")
+    return Terms(tier, upstream_bp)
 
 
 @dataclass(frozen=True, slots=True, order=True)

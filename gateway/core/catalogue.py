@@ -4,6 +4,7 @@ A meter is one dimension of use. A price has a rate per meter; a meter without a
 needs it is refused before anything is sent. A rate of 0 is a rate.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,21 +16,89 @@ from gateway.core.money import scale_exactly
 
 
 class Meter(StrEnum):
-    """The dimensions of use, disjoint: `input` counts uncached text tokens only, and so on."""
+    """The dimensions of use, disjoint: `input` counts uncached text tokens only, and so on.
+
+    Images and containers may have variants, `images/high/1024x1024` or `containers/4g`; the general meter prices those
+    without a rate of their own.
+    """
 
     INPUT = "input"
     CACHED_INPUT = "cached_input"
     CACHE_WRITE = "cache_write"
+    CACHE_WRITE_12H = "cache_write_12h"
+    AUDIO_INPUT = "audio_input"
+    CACHED_AUDIO_INPUT = "cached_audio_input"
+    IMAGE_INPUT = "image_input"
+    CACHED_IMAGE_INPUT = "cached_image_input"
     OUTPUT = "output"
+    REASONING_OUTPUT = "reasoning_output"
+    AUDIO_OUTPUT = "audio_output"
+    IMAGE_OUTPUT = "image_output"
+    IMAGES = "images"
+    CHARACTERS = "characters"
+    AUDIO_MILLISECONDS = "audio_milliseconds"
+    REQUESTS = "requests"
+    WEB_SEARCHES = "web_searches"
+    FILE_SEARCHES = "file_searches"
+    CONTAINERS = "containers"
 
 
-# What a meter costs where its own rate is absent. Only ever a rate that is at least as general.
-FALLBACK: Mapping[Meter, Meter] = MappingProxyType({Meter.CACHED_INPUT: Meter.INPUT, Meter.CACHE_WRITE: Meter.INPUT})
+# What a meter costs where its own rate is absent. Only ever a rate that is at least as general. Audio is never priced
+# as text, nor an image that was made, nor a cache lifetime that costs more than another.
+FALLBACK: Mapping[str, Meter] = MappingProxyType(
+    {
+        Meter.CACHED_INPUT: Meter.INPUT,
+        Meter.CACHE_WRITE: Meter.INPUT,
+        Meter.CACHED_AUDIO_INPUT: Meter.AUDIO_INPUT,
+        Meter.IMAGE_INPUT: Meter.INPUT,
+        Meter.CACHED_IMAGE_INPUT: Meter.IMAGE_INPUT,
+        Meter.REASONING_OUTPUT: Meter.OUTPUT,
+    }
+)
+# Tokens of these decide which tier prices a request.
+INPUT_METERS = (
+    Meter.INPUT,
+    Meter.CACHED_INPUT,
+    Meter.CACHE_WRITE,
+    Meter.CACHE_WRITE_12H,
+    Meter.AUDIO_INPUT,
+    Meter.CACHED_AUDIO_INPUT,
+    Meter.IMAGE_INPUT,
+    Meter.CACHED_IMAGE_INPUT,
+)
+# A variant names what the upstream calls quality and size.
+_VARIANT = re.compile(r"(images|containers)(/[a-z0-9][a-z0-9_.-]{0,23}){1,2}")
 
-# A rate above one whole unit (10^12 picos) per token is a slip of the decimal point, not a price.
+# A rate above one whole unit (10^12 picos) per token is a slip of the decimal point, not a price; other units, such
+# as an image, may cost a thousand.
 RATE_PICOS_MAX = 10**12
+UNIT_RATE_PICOS_MAX = 10**15
+_UNIT_METERS = frozenset({Meter.IMAGES, Meter.REQUESTS, Meter.WEB_SEARCHES, Meter.FILE_SEARCHES, Meter.CONTAINERS})
+# One, in the ten-thousandths in which multipliers are given.
+ONE_BP = 10_000
+MULTIPLIER_BP_MAX = 100 * ONE_BP
+MULTIPLIERS_MAX = 16
+_TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
-Rates = Mapping[Meter, int]
+# Keys are meters or variants of one.
+Rates = Mapping[str, int]
+
+
+def is_meter(name: str) -> bool:
+    """Whether `name` is a meter, or a variant of one."""
+    return name in Meter._value2member_map_ or _VARIANT.fullmatch(name) is not None
+
+
+def general_meter(name: str) -> str | None:
+    """The meter whose rate prices `name` where it has none of its own."""
+    if "/" in name:
+        return name.rpartition("/")[0]
+    return FALLBACK.get(name)
+
+
+def rate_picos_max(name: str) -> int:
+    """The most that a unit of this meter may cost."""
+    return UNIT_RATE_PICOS_MAX if name.partition("/")[0] in _UNIT_METERS else RATE_PICOS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +111,10 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of one model's price. `tiers` ascend by `above_input_tokens`."""
+    """One version of one model's price. `tiers` ascend by `above_input_tokens`.
+
+    `multipliers` are what other tiers of service than the default one cost, in ten-thousandths of the rates.
+    """
 
     price_id: int
     model: str
@@ -50,6 +122,7 @@ class Price:
     source: str
     rates: Rates
     tiers: tuple[Tier, ...] = ()
+    multipliers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +153,30 @@ def rate_per_million(amount: Decimal) -> int:
     return picos
 
 
-def rates_from_json(document: object) -> dict[Meter, int]:
+def rates_from_json(document: object) -> dict[str, int]:
     """Rates from `{"input": 2500000, …}` (picos per unit). Raises InvalidPrice."""
     if not isinstance(document, dict) or not document:
         raise InvalidPrice("rates: must be an object with at least one meter")
-    rates: dict[Meter, int] = {}
+    rates: dict[str, int] = {}
     for name, picos in document.items():
-        if name not in Meter._value2member_map_:
+        if not is_meter(name):
             raise InvalidPrice(f"rates: {name!r} is not a meter ({', '.join(Meter)})")
-        if type(picos) is not int or not 0 <= picos <= RATE_PICOS_MAX:
-            raise InvalidPrice(f"rates.{name}: must be a whole number of picos from 0 to {RATE_PICOS_MAX}")
-        rates[Meter(name)] = picos
+        if type(picos) is not int or not 0 <= picos <= rate_picos_max(name):
+            raise InvalidPrice(f"rates.{name}: must be a whole number of picos from 0 to {rate_picos_max(name)}")
+        rates[Meter._value2member_map_.get(name, name)] = picos  # type: ignore[index]
     return rates
+
+
+def multipliers_from_json(document: object) -> dict[str, int]:
+    """Multipliers from `{"flex": 5000, …}` (ten-thousandths). Raises InvalidPrice."""
+    if not isinstance(document, dict) or len(document) > MULTIPLIERS_MAX:
+        raise InvalidPrice(f"multipliers: must be an object of at most {MULTIPLIERS_MAX} tiers of service")
+    for name, share in document.items():
+        if not _TIER_NAME.fullmatch(name):
+            raise InvalidPrice(f"multipliers: {name!r} is not the name of a tier of service")
+        if type(share) is not int or not 0 <= share <= MULTIPLIER_BP_MAX:
+            raise InvalidPrice(f"multipliers.{name}: must be a whole number of ten-thousandths to {MULTIPLIER_BP_MAX}")
+    return document
 
 
 def tiers_from_json(document: object) -> tuple[Tier, ...]:
@@ -108,8 +193,9 @@ def tiers_from_json(document: object) -> tuple[Tier, ...]:
 
 
 def rates_to_json(rates: Rates) -> dict[str, int]:
-    """The stored form of rates, meters in their order of definition."""
-    return {str(meter): rates[meter] for meter in Meter if meter in rates}
+    """The stored form of rates: meters in their order of definition, then variants by name."""
+    known = {str(meter): rates[meter] for meter in Meter if meter in rates}
+    return known | {name: rates[name] for name in sorted(rates) if "/" in name}
 
 
 def tiers_to_json(tiers: tuple[Tier, ...]) -> list[dict[str, object]]:

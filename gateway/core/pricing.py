@@ -1,22 +1,63 @@
 """The one place where use is multiplied by a price."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from gateway.core.catalogue import FALLBACK, Meter, Price, Rates
+from gateway.core.catalogue import INPUT_METERS, ONE_BP, Meter, Price, Rates, general_meter
 from gateway.core.money import COST_PICOS_MAX
 
-Quantities = Mapping[Meter, int]
+Quantities = Mapping[str, int]
 
-_INPUT_METERS = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE)
+# What upstreams call the tier of service whose rates are the price.
+DEFAULT_TIERS = frozenset({"", "auto", "default", "standard", "scale"})
+
+_NONE: Quantities = {}
+# A bound counts units of the first; those units may turn out to be any of the others.
+_DEARER: Mapping[str, tuple[Meter, ...]] = {
+    Meter.INPUT: (Meter.CACHED_INPUT, Meter.CACHE_WRITE),
+    Meter.CACHE_WRITE_12H: (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE),
+    Meter.AUDIO_INPUT: (Meter.CACHED_AUDIO_INPUT,),
+    Meter.IMAGE_INPUT: (Meter.CACHED_IMAGE_INPUT,),
+    Meter.OUTPUT: (Meter.REASONING_OUTPUT,),
+}
 
 
 class Unpriced(LookupError):
-    """The price has no rate for a meter that was used."""
+    """The price has no rate for a meter that was used, or none for a tier of service."""
 
 
 class CostOutOfRange(ValueError):
     """The exact cost does not fit the ledger; the quantities cannot be real."""
+
+
+class Terms(NamedTuple):
+    """What multiplies every rate: the tier of service, and the upstream's uplift in ten-thousandths."""
+
+    service_tier: str = ""
+    upstream_bp: int = ONE_BP
+
+
+STANDARD = Terms()
+
+
+def is_tier_priced(price: Price, service_tier: str) -> bool:
+    """Whether calls of this tier of service have a price."""
+    return service_tier in DEFAULT_TIERS or service_tier in price.multipliers
+
+
+def multiplied(price: Price, rates: Rates, terms: Terms) -> Rates:
+    """`rates` under `terms`, each rounded up to a whole pico. Raises Unpriced."""
+    if terms is STANDARD or terms == STANDARD:
+        return rates
+    share = price.multipliers.get(terms.service_tier)
+    if share is None:
+        if terms.service_tier not in DEFAULT_TIERS:
+            raise Unpriced(f"tier of service {terms.service_tier}")
+        share = ONE_BP
+    factor = share * terms.upstream_bp
+    if factor == ONE_BP * ONE_BP:
+        return rates
+    return {meter: -(-rate * factor // (ONE_BP * ONE_BP)) for meter, rate in rates.items()}
 
 
 def rates_at(price: Price, input_tokens: int) -> Rates:
@@ -28,21 +69,34 @@ def rates_at(price: Price, input_tokens: int) -> Rates:
     return rates
 
 
-def rate_picos(rates: Rates, meter: Meter) -> int:
+def rate_picos(rates: Rates, meter: str) -> int:
     """Picos per unit of `meter`, falling back to the more general meter. Raises Unpriced."""
     rate = rates.get(meter)
-    if rate is None:
-        general = FALLBACK.get(meter)
-        if general is None or (rate := rates.get(general)) is None:
+    while rate is None:
+        general = general_meter(meter)
+        if general is None:
             raise Unpriced(meter)
+        meter = general
+        rate = rates.get(meter)
     return rate
 
 
-def cost_picos(price: Price, quantities: Quantities) -> int:
+def is_priced(rates: Rates, meter: str) -> bool:
+    """Whether a unit of `meter` has a price."""
+    try:
+        rate_picos(rates, meter)
+    except Unpriced:
+        return False
+    return True
+
+
+def cost_picos(price: Price, quantities: Quantities, terms: Terms = STANDARD) -> int:
     """The exact cost of `quantities` in picos. Raises Unpriced, CostOutOfRange."""
     rates = price.rates
     if price.tiers:
-        rates = rates_at(price, sum(quantities.get(meter, 0) for meter in _INPUT_METERS))
+        rates = rates_at(price, _input_tokens(quantities))
+    if terms is not STANDARD:
+        rates = multiplied(price, rates, terms)
     total = 0
     for meter, quantity in quantities.items():
         if quantity:
@@ -52,15 +106,42 @@ def cost_picos(price: Price, quantities: Quantities) -> int:
     return total
 
 
+def _input_tokens(quantities: Quantities) -> int:
+    return sum(quantities.get(meter, 0) for meter in INPUT_METERS)
+
+
+def priced_alternatives(price: Price, alternatives: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """Those sets of meters of which every one has a price; all upstreams of a kind bill by one set or the other.
+
+    Raises Unpriced where there are alternatives and the price has none of them.
+    """
+    found = [meters for meters in alternatives if all(is_priced(price.rates, meter) for meter in meters)]
+    if alternatives and not found:
+        raise Unpriced(min(alternatives[0]))
+    return found
+
+
+def without_alternatives(
+    quantities: Quantities, chosen: frozenset[str], alternatives: Iterable[frozenset[str]]
+) -> Quantities:
+    """`quantities` but for the meters that belong to another alternative than the chosen one."""
+    others = frozenset[str]().union(*alternatives) - chosen
+    return {meter: quantity for meter, quantity in quantities.items() if meter not in others}
+
+
 class DearestRates(NamedTuple):
-    """The most that one token in and one token out can cost, in picos. `output` is None where it has no rate."""
+    """The most that one token in and one token out can cost, in picos, and `fixed` for all that is not such a token.
+
+    `output` is None where it has no rate.
+    """
 
     input: int
     output: int | None
+    fixed: int = 0
 
     def ceiling_picos(self, input_tokens_max: int, output_tokens_max: int) -> int:
         """The most that so many tokens can cost, in picos. Raises Unpriced, CostOutOfRange."""
-        total = input_tokens_max * self.input
+        total = input_tokens_max * self.input + self.fixed
         if output_tokens_max:
             if self.output is None:
                 raise Unpriced(Meter.OUTPUT)
@@ -70,27 +151,60 @@ class DearestRates(NamedTuple):
         return total
 
 
-def dearest_rates(price: Price, input_tokens_max: int) -> DearestRates:
-    """The dearest rates that a request of up to `input_tokens_max` can be priced at. Raises Unpriced.
+def dearest_rates(
+    price: Price,
+    input_tokens_max: int,
+    *,
+    extra: Quantities = _NONE,
+    outputs: Sequence[str] = (Meter.OUTPUT,),
+    terms: Terms = STANDARD,
+) -> DearestRates:
+    """The dearest rates that a request of up to `input_tokens_max` of text can be priced at. Raises Unpriced.
 
-    No cache discount is assumed, a cache write may cost more than plain input, and since a request may land in any
-    tier that its bound reaches, the dearest of them counts.
+    `extra` bounds what else it may use; `outputs` are the meters that its output may turn out to be. No cache discount
+    is assumed, a cache write may cost more than plain input, and since a request may land in any tier that its bound
+    reaches, the dearest of them counts.
     """
-    dearest = _dearest(price.rates)
-    for tier in price.tiers:
-        if input_tokens_max > tier.above_input_tokens:
-            other = _dearest(rates_at(price, tier.above_input_tokens + 1))
-            outputs = [rate for rate in (dearest.output, other.output) if rate is not None]
-            dearest = DearestRates(max(dearest.input, other.input), max(outputs, default=None))
+    dearest = _dearest(multiplied(price, price.rates, terms), input_tokens_max, extra, outputs)
+    if price.tiers:
+        reach = input_tokens_max + _input_tokens(extra)
+        for tier in price.tiers:
+            if reach > tier.above_input_tokens:
+                rates = multiplied(price, rates_at(price, tier.above_input_tokens + 1), terms)
+                other = _dearest(rates, input_tokens_max, extra, outputs)
+                both = [rate for rate in (dearest.output, other.output) if rate is not None]
+                dearest = DearestRates(
+                    max(dearest.input, other.input), max(both, default=None), max(dearest.fixed, other.fixed)
+                )
     return dearest
 
 
-def _dearest(rates: Rates) -> DearestRates:
+def _dearest(rates: Rates, input_tokens_max: int, extra: Quantities, outputs: Sequence[str]) -> DearestRates:
     plain = rates.get(Meter.INPUT)
     if plain is None:
-        raise Unpriced(Meter.INPUT)
-    cached, written = rates.get(Meter.CACHED_INPUT, plain), rates.get(Meter.CACHE_WRITE, plain)
-    return DearestRates(max(plain, cached, written), rates.get(Meter.OUTPUT))
+        if input_tokens_max:
+            raise Unpriced(Meter.INPUT)
+        into = 0
+    else:
+        into = max(plain, rates.get(Meter.CACHED_INPUT, 0), rates.get(Meter.CACHE_WRITE, 0))
+    out = rates.get(Meter.OUTPUT)
+    if out is not None:
+        out = max(out, rates.get(Meter.REASONING_OUTPUT, 0))
+    for meter in outputs:
+        if meter is not Meter.OUTPUT:
+            out = max(out or 0, dearest_rate(rates, meter))
+    fixed = sum(quantity * dearest_rate(rates, meter) for meter, quantity in extra.items() if quantity)
+    requests = rates.get(Meter.REQUESTS)
+    return DearestRates(into, out, fixed + requests if requests else fixed)
+
+
+def dearest_rate(rates: Rates, meter: str) -> int:
+    """The most that a unit bounded as `meter` can cost, whatever it turns out to be. Raises Unpriced."""
+    candidates = [rate for name in _DEARER.get(meter, ()) if (rate := rates.get(name)) is not None]
+    variants = [rate for name, rate in rates.items() if name.startswith(f"{meter}/")]
+    if variants and meter not in rates:
+        return max(variants)
+    return max(rate_picos(rates, meter), *candidates, *variants)
 
 
 def ceiling_picos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:

@@ -18,6 +18,7 @@ _BLANK_LINE = re.compile(_LINE_END + rb"{2}")
 _BLANK_LINES = re.compile(_LINE_END + rb"{2,}")
 _LINE_ENDS = b"\r\n"
 BOM = b"\xef\xbb\xbf"
+EVENT_STREAM = "text/event-stream"
 # A read that stopped inside a blank line ends with at most one line end, and that is at most CRLF.
 _LINE_END_BYTES_MAX = 2
 

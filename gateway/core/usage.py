@@ -12,6 +12,11 @@ from gateway.core.catalogue import Meter
 # Every JSON number up to here is exact in every language that may have written it.
 TOKENS_MAX = 2**53
 
+_MEDIA_IN = (
+    ("audio_tokens", Meter.AUDIO_INPUT, Meter.CACHED_AUDIO_INPUT),
+    ("image_tokens", Meter.IMAGE_INPUT, Meter.CACHED_IMAGE_INPUT),
+)
+_MEDIA_OUT = (("audio_tokens", Meter.AUDIO_OUTPUT), ("image_tokens", Meter.IMAGE_OUTPUT))
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
 
 
@@ -27,9 +32,9 @@ class Limits(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Usage seen, in disjoint meters. `reasoning_tokens` is information only: it is inside `output`."""
+    """Usage seen, in disjoint meters. `reasoning_tokens` is inside `output`: a price may have a rate for it."""
 
-    quantities: Mapping[Meter, int]
+    quantities: Mapping[str, int]
     reasoning_tokens: int = 0
 
 
@@ -42,8 +47,8 @@ def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | N
     """
     if says_nothing(usage):
         return None
-    details_in = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    details_out = _details(usage, "completion_tokens_details", "output_tokens_details")
+    details_in = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
+    details_out = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
     total = _count(usage.get("total_tokens"), "total_tokens")
     completion = _agreed("output", usage.get("completion_tokens"), usage.get("output_tokens"))
     prompt = _agreed("input", usage.get("prompt_tokens"), usage.get("input_tokens"))
@@ -71,12 +76,56 @@ def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | N
     if output > limits.output_tokens_max:
         raise InvalidUsage(f"output {output} is more than the limit, {limits.output_tokens_max}")
     used = _used(prompt - cached - cache_write, cached, cache_write, output)
+    if details_in or details_out:
+        _set_apart(used, details_in, details_out)
+        reasoning = min(reasoning, used.get(Meter.OUTPUT, 0))
     return Reading(used, reasoning) if used else None
 
 
-def _used(uncached: int, cached: int, cache_write: int, output: int) -> dict[Meter, int]:
+def _set_apart(used: dict[str, int], details_in: Mapping[str, object], details_out: Mapping[str, object]) -> None:
+    """Move what was sound, images or a longer cache lifetime to meters of its own. Raises InvalidUsage."""
+    for name, plain, cached_meter in _MEDIA_IN:
+        count = _count(details_in.get(name), name)
+        if not count:
+            continue
+        from_cache = min(_cached_part(details_in, name) or 0, count)
+        _move(used, Meter.CACHED_INPUT, cached_meter, from_cache, name)
+        # Where nobody says which part was cached, what is left of the cached tokens is taken to be text.
+        rest = count - from_cache
+        uncached = min(rest, used.get(Meter.INPUT, 0))
+        _move(used, Meter.INPUT, plain, uncached, name)
+        _move(used, Meter.CACHED_INPUT, cached_meter, rest - uncached, name)
+    for name, meter in _MEDIA_OUT:
+        _move(used, Meter.OUTPUT, meter, _count(details_out.get(name), name) or 0, name)
+    lifetimes = details_in.get("cache_write_tokens_details")
+    if isinstance(lifetimes, dict):
+        long = _count(lifetimes.get("ttl_12h_tokens"), "ttl_12h_tokens") or 0
+        _move(used, Meter.CACHE_WRITE, Meter.CACHE_WRITE_12H, long, "ttl_12h_tokens")
+
+
+def _cached_part(details_in: Mapping[str, object], name: str) -> int | None:
+    parts = details_in.get("cached_tokens_details")
+    if not isinstance(parts, dict):
+        return None
+    return _count(parts.get(name, parts.get(f"cached_{name}")), name)
+
+
+def _move(used: dict[str, int], source: Meter, target: Meter, count: int, name: str) -> None:
+    if not count:
+        return
+    left = used.get(source, 0) - count
+    if left < 0:
+        raise InvalidUsage(f"{name} {count} is more than the whole it is part of")
+    if left:
+        used[source] = left
+    else:
+        used.pop(source, None)
+    used[target] = used.get(target, 0) + count
+
+
+def _used(uncached: int, cached: int, cache_write: int, output: int) -> dict[str, int]:
     """The meters that counted something."""
-    used = {Meter.INPUT: uncached} if uncached else {}
+    used: dict[str, int] = {Meter.INPUT: uncached} if uncached else {}
     if cached:
         used[Meter.CACHED_INPUT] = cached
     if cache_write:

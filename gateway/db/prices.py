@@ -1,7 +1,9 @@
 """Models and versioned prices, stored and read whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
 
 import orjson
 
@@ -10,12 +12,15 @@ from gateway.core.catalogue import (
     Price,
     Rates,
     Tier,
+    multipliers_from_json,
     rates_from_json,
     rates_to_json,
     tiers_from_json,
     tiers_to_json,
 )
 from gateway.db.pool import Database, Row
+
+NO_MULTIPLIERS: Mapping[str, int] = MappingProxyType({})
 
 
 def price_from_row(row: Row) -> Price:
@@ -27,6 +32,7 @@ def price_from_row(row: Row) -> Price:
         source=row["source"],
         rates=rates_from_json(orjson.loads(row["rates"])),
         tiers=tiers_from_json(orjson.loads(row["tiers"])),
+        multipliers=multipliers_from_json(orjson.loads(row["multipliers"])),
     )
 
 
@@ -64,15 +70,27 @@ async def get_model(database: Database, name: str) -> Model | None:
     return _model_from_row(row) if row is not None else None
 
 
-async def add_prices(database: Database, prices: Sequence[tuple[str, datetime, Rates, tuple[Tier, ...], str]]) -> None:
-    """Add versions as (model, effective_from, rates, tiers, source), and tell every process."""
+class PriceVersion(NamedTuple):
+    """A version that has no id yet."""
+
+    model: str
+    effective_from: datetime
+    rates: Rates
+    tiers: tuple[Tier, ...]
+    source: str
+    multipliers: Mapping[str, int] = NO_MULTIPLIERS
+
+
+async def add_prices(database: Database, prices: Sequence[PriceVersion]) -> None:
+    """Add versions, and tell every process."""
     await database.fetch(
         "price_add",
-        [model for model, *_ in prices],
-        [effective_from for _, effective_from, *_ in prices],
-        [orjson.dumps(rates_to_json(rates)).decode() for _, _, rates, _, _ in prices],
-        [orjson.dumps(tiers_to_json(tiers)).decode() for _, _, _, tiers, _ in prices],
-        [source for *_, source in prices],
+        [one.model for one in prices],
+        [one.effective_from for one in prices],
+        [orjson.dumps(rates_to_json(one.rates)).decode() for one in prices],
+        [orjson.dumps(tiers_to_json(one.tiers)).decode() for one in prices],
+        [orjson.dumps(dict(one.multipliers)).decode() for one in prices],
+        [one.source for one in prices],
     )
     await tell_changed(database)
 

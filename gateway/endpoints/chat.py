@@ -12,7 +12,7 @@ import orjson
 
 from gateway.core.estimate import OutputCounter, prompt_tokens_estimate
 from gateway.core.json_members import MalformedJson, duplicate_member, member_values, parse, with_members
-from gateway.core.sse import BOM
+from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
@@ -150,8 +150,13 @@ class ChatEndpoint:
             raise _unreadable(error) from None
         return body if changed == body else changed
 
-    def stream_reader(self, *, remove_usage: bool) -> ChatStream:
-        return ChatStream(remove_usage=remove_usage)
+    def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
+        if content_type.startswith(EVENT_STREAM):
+            return ChatStream(remove_usage=request.stream and not request.wants_usage)
+        return None
+
+    def error_end(self, document: Mapping[str, object]) -> bytes:
+        return b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps(document)
 
     def read_reply(self, body: bytes) -> ReplySeen:
         """A reply that is no JSON object, such as a proxy's HTML page, holds no output and is not charged."""
@@ -164,7 +169,13 @@ class ChatEndpoint:
         usage = reply.get("usage")
         failed = is_error(reply)
         choices = None if failed else reply.get("choices")
-        return ReplySeen(usage if isinstance(usage, dict) else None, lambda: _output_tokens(choices), failed)
+        tier = reply.get("service_tier")
+        return ReplySeen(
+            usage if isinstance(usage, dict) else None,
+            lambda: _output_tokens(choices),
+            failed,
+            tier if isinstance(tier, str) else "",
+        )
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         return read_token_usage(usage, limits)

@@ -62,11 +62,13 @@ class ChatStream:
         "_withheld",
         "ended",
         "failed",
+        "service_tier",
     )
 
     def __init__(self, *, remove_usage: bool) -> None:
         self.ended = False
         self.failed = False
+        self.service_tier = ""
         self._remove_usage = remove_usage
         self._splitter = SseSplitter()
         self._counter = OutputCounter()
@@ -208,6 +210,8 @@ class ChatStream:
             count_choices(chunk.get("choices"), self._counter)
         groq = chunk.get("x_groq")
         usage = chunk.get("usage")
+        if isinstance(tier := chunk.get("service_tier"), str):
+            self.service_tier = tier
         for candidate in (groq.get("usage") if isinstance(groq, dict) else None, usage):
             if isinstance(candidate, dict):
                 self._usage = merge_usage(self._usage, candidate)

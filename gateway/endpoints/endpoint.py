@@ -4,8 +4,12 @@ An endpoint never decides about money. It bounds what was asked for, and reports
 """
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from gateway.core.catalogue import Meter
+from gateway.core.pricing import Quantities
 from gateway.core.usage import Limits, Reading
 
 __all__ = [
@@ -13,9 +17,13 @@ __all__ = [
     "Endpoint",
     "InvalidRequest",
     "Limits",
+    "Output",
     "ReplySeen",
     "StreamReader",
 ]
+
+NOTHING: Quantities = MappingProxyType({})
+OUTPUT_TOKENS: Quantities = MappingProxyType({Meter.OUTPUT: 1})
 
 
 class InvalidRequest(ValueError):
@@ -26,12 +34,25 @@ class InvalidRequest(ValueError):
         self.message, self.param, self.code = message, param, code
 
 
+class Output(StrEnum):
+    """What bounds the tokens that a call may produce."""
+
+    CAPPED = "capped"  # the client's cap, or one of ours that is set where there is none
+    MODEL = "model"  # nothing but the model
+    NONE = "none"  # no such tokens, or bounded among the request's extra quantities
+
+
 class CallRequest(NamedTuple):
     """What decides the cost of a call, read from its body.
 
-    `input_tokens_max` is a true upper bound whatever the tokenizer; `input_tokens_estimate` is what to charge for the
-    input where the upstream does not say. `output_tokens_cap` is the client's own cap per choice, or None.
+    `input_tokens_max` is a true upper bound of the text whatever the tokenizer; `input_tokens_estimate` is what to
+    charge for it where the upstream does not say. `output_tokens_cap` is the client's own cap per choice, or None.
     `wants_usage` says that the client asked for the usage chunk of a stream.
+
+    What few requests have: `extra_max` bounds what is used of other meters, and `extra_estimate` is the same without
+    usage. `alternatives` are sets of meters of which a model is priced by one, such as characters, or text and audio
+    tokens. `outputs` are the meters that the output may turn out to be, `output_units` what one counted unit of it is
+    charged as without usage. `stored` names the member that refers to what only the upstream knows the size of.
     """
 
     model: str
@@ -41,21 +62,35 @@ class CallRequest(NamedTuple):
     output_tokens_cap: int | None
     choices: int
     wants_usage: bool
+    output: Output = Output.CAPPED
+    extra_max: Quantities = NOTHING
+    extra_estimate: Quantities = NOTHING
+    alternatives: tuple[frozenset[str], ...] = ()
+    outputs: tuple[str, ...] = (Meter.OUTPUT,)
+    output_units: Quantities = OUTPUT_TOKENS
+    passes: int = 1
+    service_tier: str = ""
+    stored: str | None = None
 
 
 class ReplySeen(NamedTuple):
-    """A whole non-streaming reply as the meter sees it. `usage` is the raw object, or None."""
+    """A whole non-streaming reply as the meter sees it. `usage` is the raw object, or None.
+
+    `count_output` counts what was produced in units of the request's `output_units`.
+    """
 
     usage: Mapping[str, object] | None
     count_output: Callable[[], int]
     failed: bool
+    service_tier: str = ""
 
 
 class StreamReader(Protocol):
-    """Reads a stream as it passes. Retains at most one incomplete event, bounded in size.
+    """Reads a reply as it passes: events, or sound. Retains at most one incomplete event, bounded in size.
 
     `ended`: the logical end was seen ([DONE] or its like). `failed`: the upstream sent an error event.
-    `output_seen`: some generated output was relayed. `usage`: the merged raw usage so far, or None.
+    `output_seen`: some generated output was relayed. `usage`: the merged raw usage so far, or None. `service_tier`:
+    the tier that the reply names, or "".
     """
 
     ended: bool
@@ -67,6 +102,9 @@ class StreamReader(Protocol):
     @property
     def usage(self) -> Mapping[str, object] | None: ...
 
+    @property
+    def service_tier(self) -> str: ...
+
     def feed(self, data: bytes) -> bytes:
         """Take one network read; return the bytes that the client may have now."""
 
@@ -74,7 +112,8 @@ class StreamReader(Protocol):
         """The upstream's bytes have ended: return everything withheld, to be sent once the settle is durable."""
 
     def output_tokens_estimate(self) -> int:
-        """Output tokens relayed so far, estimated from the text; never below the events that carried output."""
+        """Output relayed so far in units of the request's `output_units`: mostly tokens, estimated from the text and
+        never below the events that carried output."""
 
 
 class Endpoint(Protocol):
@@ -100,7 +139,15 @@ class Endpoint(Protocol):
         `cap_member` is the member from which this upstream reads its cap: Ollama reads only `max_tokens`.
         """
 
-    def stream_reader(self, *, remove_usage: bool) -> StreamReader: ...
+    def reply_reader(self, content_type: str, request: CallRequest) -> StreamReader | None:
+        """What reads a reply of this type (in lower case) that is passed on as it comes; None for one that is read
+        whole where it is not too large."""
+
+    def error_end(self, document: Mapping[str, object]) -> bytes:
+        """How a stream of events ends that cannot go on: an error event that the SDKs raise, and a well-formed end.
+
+        `document` is OpenAI's envelope.
+        """
 
     def read_reply(self, body: bytes) -> ReplySeen: ...
 

@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from gateway.core.catalogue import Model, Price
-from gateway.core.ceiling import CapTooLarge, Ceiling, ceiling
-from gateway.core.pricing import CostOutOfRange, Unpriced
-from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest
+from gateway.core.catalogue import Meter, Model, Price
+from gateway.core.ceiling import Bounds, CapTooLarge, Ceiling, ceiling
+from gateway.core.pricing import (
+    CostOutOfRange,
+    Terms,
+    Unpriced,
+    is_tier_priced,
+    priced_alternatives,
+    without_alternatives,
+)
+from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest, Output
 from gateway.errors import MalformedRequest, ModelNotFound
 from gateway.request.authenticate import Principal
 from gateway.settings import UpstreamSettings
@@ -94,16 +101,16 @@ def admit(
     if found is None or not is_allowed(principal, request.model, found[0]):
         raise ModelNotFound(param="model")
     model, price, routes = found
+    # Only what is shown can be counted as it passes.
+    grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
     try:
-        bounds = ceiling(
-            price,
+        bounds = _ceiling(
+            request,
             model,
-            input_tokens_max=request.input_tokens_max,
-            output_tokens_cap=request.output_tokens_cap,
-            choices=request.choices,
+            price,
+            max(route.upstream.price_bp for route in routes),
             min_output_tokens=min_output_tokens,
-            # Only what is shown can be counted as it passes.
-            slice_tokens=hold_slice_tokens if request.stream and not model.hidden_reasoning else None,
+            slice_tokens=hold_slice_tokens if grows else None,
         )
     except CapTooLarge as error:
         message = f"The output cap is too large: this model produces {error}."
@@ -112,3 +119,31 @@ def admit(
         message = "The model has no price for this kind of call."
         raise ModelNotFound(message, code="model_not_priced", param="model") from None
     return Offer(endpoint, request, body, model, price, bounds, routes)
+
+
+def _ceiling(
+    request: CallRequest,
+    model: Model,
+    price: Price,
+    upstream_bp: int,
+    *,
+    min_output_tokens: int,
+    slice_tokens: int | None,
+) -> Ceiling:
+    """Raises CapTooLarge, Unpriced, CostOutOfRange."""
+    extra = request.extra_max
+    if request.output is Output.MODEL:
+        extra = {**extra, Meter.OUTPUT: model.output_tokens_max * request.choices}
+    cap = request.output_tokens_cap if request.output is Output.CAPPED else 0
+    terms = Terms(request.service_tier, upstream_bp)
+    if not is_tier_priced(price, request.service_tier):
+        raise Unpriced(f"tier of service {request.service_tier}")
+    found: list[Ceiling] = []
+    chosen: list[frozenset[str] | None] = [*priced_alternatives(price, request.alternatives)]
+    for meters in chosen or [None]:
+        kept = extra if meters is None else without_alternatives(extra, meters, request.alternatives)
+        bounds = Bounds(request.input_tokens_max, cap, request.choices, kept, request.outputs, request.passes)
+        found.append(
+            ceiling(price, model, bounds, min_output_tokens=min_output_tokens, slice_tokens=slice_tokens, terms=terms)
+        )
+    return found[0] if len(found) == 1 else max(found, key=lambda one: one.nanos)

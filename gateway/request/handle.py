@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import orjson
 from multidict import CIMultiDict
 
 from gateway import points
 from gateway.core.money import format_nanos
 from gateway.endpoints.endpoint import Endpoint
-from gateway.errors import Failure, Overloaded, Stopping, UpstreamUnreachable
+from gateway.errors import Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator, Principal
@@ -170,7 +169,7 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
         points.reach("settle.durable")
     gateway.metrics.calls.labels(offer.endpoint.name, offer.model.name, relayed.seen.ending.value, charge.basis).inc()
     wants_receipt = RECEIPT_HEADER in inbound.headers
-    return _finish(hold, relayed, charge, receipt, wants_receipt=wants_receipt)
+    return _finish(offer, hold, relayed, charge, receipt, wants_receipt=wants_receipt)
 
 
 def _metered(gateway: Gateway, offer: Offer, hold: Hold, seen: Seen) -> Charge:
@@ -192,7 +191,9 @@ def _renew(gateway: Gateway, offer: Offer, hold: Hold, call: Call, now: float) -
     gateway.holds.renew(hold, cost_picos=so_far.cost_picos, cost_nanos=so_far.cost_nanos, usage=so_far.usage)
 
 
-def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, wants_receipt: bool) -> Finish:
+def _finish(
+    offer: Offer, hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, wants_receipt: bool
+) -> Finish:
     """The end of the exchange, now that the charge is durable."""
     seen = relayed.seen
     failure = relayed.failure
@@ -202,7 +203,7 @@ def _finish(hold: Hold, relayed: Relayed, charge: Charge, receipt: Receipt, *, w
         is_events = relayed.headers.get("Content-Type", "").lower().startswith("text/event-stream")
         rest = relayed.rest
         if failure is not None:
-            rest = _error_events(failure) if is_events else b""
+            rest = offer.endpoint.error_end(failure.document()) if is_events else b""
         if wants_receipt and is_events:
             rest = _receipt_comment(charge, receipt) + rest
         is_broken = failure is not None and not is_events
@@ -229,8 +230,3 @@ def _receipt_comment(charge: Charge, receipt: Receipt) -> bytes:
     """Comments are the one addition to a stream that both SDKs ignore."""
     balance = "" if receipt.balance_nanos is None else f" balance={format_nanos(receipt.balance_nanos)}"
     return f": farebox cost={format_nanos(charge.cost_nanos)}{balance} billing_source=balance\n\n".encode()
-
-
-def _error_events(failure: Failure) -> bytes:
-    """How a stream ends that cannot go on: an error event, which the SDKs raise, and a well-formed end."""
-    return b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps(failure.document())

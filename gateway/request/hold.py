@@ -1,14 +1,13 @@
 """Step 3: set the money aside. Nothing goes upstream before this has said yes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import orjson
 
 from gateway.clock import monotonic_seconds, new_id
-from gateway.core.ceiling import affordable_output_tokens
 from gateway.core.money import format_nanos
 from gateway.db.lanes import Answer, Lane, LaneFull, Operation, OperationRefused, Outcome
 from gateway.db.pool import LedgerAway
@@ -72,7 +71,7 @@ class Holds:
         output_tokens_max = offer.ceiling.output_tokens_max
         is_lowered = answer.amount_nanos < offer.ceiling.first_nanos
         if is_lowered:
-            output_tokens_max = _affordable(offer, answer.amount_nanos)
+            output_tokens_max = offer.ceiling.affordable_output_tokens(answer.amount_nanos)
         return Hold(
             hold_id,
             principal.wallet_id,
@@ -95,7 +94,7 @@ class Holds:
             self._metrics.crashes.inc()
             raise LedgerUnavailable from error
 
-    def renew(self, hold: Hold, *, cost_picos: int, cost_nanos: int, usage: dict[str, int]) -> None:
+    def renew(self, hold: Hold, *, cost_picos: int, cost_nanos: int, usage: Mapping[str, int | str]) -> None:
         """Checkpoint what the call has cost so far and extend its validity. Nobody waits: a lost one is tried again
         at the next half time, and the sweep acts only at twice the validity."""
         hold.renew_at_seconds = monotonic_seconds() + self._valid_seconds / 2
@@ -163,7 +162,7 @@ class Holds:
 
     def _insufficient(self, offer: Offer, answer: Answer) -> InsufficientFunds:
         available = max(answer.available_nanos, 0)
-        affordable = _affordable(offer, available)
+        affordable = offer.ceiling.affordable_output_tokens(available)
         required = format_nanos(offer.ceiling.minimum_nanos)
         message = (
             f"The wallet has {format_nanos(available)} available, and this call may cost {required}. "
@@ -178,13 +177,6 @@ class Holds:
             message = message.removesuffix(".") + f" at {self._top_up_url}."
             details["top_up_url"] = self._top_up_url
         return InsufficientFunds(message, details=details)
-
-
-def _affordable(offer: Offer, nanos: int) -> int:
-    bounds = offer.ceiling
-    return affordable_output_tokens(
-        offer.price, bounds.input_tokens_max, offer.request.choices, nanos, bounds.output_tokens_max
-    )
 
 
 def hold_fields(principal: Principal, offer: Offer, hold_id: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ then cut off: nothing is risked that is not held.
 import asyncio
 import sys
 
-from gateway.core.ceiling import Slice, affordable_output_tokens, covering_nanos
+from gateway.core.ceiling import Slice
 from gateway.db.lanes import Answer, Outcome
 from gateway.endpoints.endpoint import StreamReader
 from gateway.errors import Failure, UpstreamUnusable
@@ -122,8 +122,8 @@ class GrowingLimit(Limit):
         choices, whole = self._offer.request.choices, self._offer.ceiling.output_tokens_max
         target = min(-(-max(self._allowed, count) // choices) + self._slice.tokens, whole)
         least = min(self._allowed // choices + self._slice.least_tokens, target)
-        self._target_nanos = self._nanos(target)
-        self._asking = self._holds.extend(self._hold, self._target_nanos, self._nanos(least))
+        self._target_nanos = self._offer.ceiling.covering_nanos(target)
+        self._asking = self._holds.extend(self._hold, self._target_nanos, self._offer.ceiling.covering_nanos(least))
         if self._asking is None:
             self._refused = None
             self._ask_again_later()
@@ -142,9 +142,8 @@ class GrowingLimit(Limit):
 
     def _measure(self) -> None:
         """What the hold covers now, and where half of its last slice is used."""
-        price, bounds, choices = self._offer.price, self._offer.ceiling, self._offer.request.choices
-        whole, granted = bounds.output_tokens_max, self._hold.granted_nanos
-        covered = affordable_output_tokens(price, bounds.input_tokens_max, choices, granted, whole)
+        bounds, choices = self._offer.ceiling, self._offer.request.choices
+        whole, covered = bounds.output_tokens_max, bounds.affordable_output_tokens(self._hold.granted_nanos)
         self._is_whole = covered == whole
         if self._is_whole:
             self._allowed, self._ask_at = 4 * whole * choices + 64, _NEVER
@@ -154,10 +153,6 @@ class GrowingLimit(Limit):
 
     def _ask_again_later(self) -> None:
         self._ask_at = self._allowed - max(self._allowed - self._asked_at, 0) // 2
-
-    def _nanos(self, output_tokens: int) -> int:
-        offer = self._offer
-        return covering_nanos(offer.price, offer.ceiling.input_tokens_max, offer.request.choices, output_tokens)
 
 
 def limit_of(offer: Offer, hold: Hold) -> Limit:

@@ -8,13 +8,28 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from gateway.core.catalogue import Meter, Price
-from gateway.core.ceiling import affordable_output_tokens
+from gateway.core.catalogue import ONE_BP, Meter
+from gateway.core.ceiling import largest
 from gateway.core.money import round_nanos
-from gateway.core.pricing import CostOutOfRange, Unpriced, cost_picos
+from gateway.core.pricing import (
+    DEFAULT_TIERS,
+    STANDARD,
+    CostOutOfRange,
+    Quantities,
+    Terms,
+    Unpriced,
+    cost_picos,
+    is_tier_priced,
+    priced_alternatives,
+    without_alternatives,
+)
 from gateway.core.usage import InvalidUsage, Limits, Reading
+from gateway.endpoints.endpoint import Output
 from gateway.request.admit import Offer
 from gateway.request.hold import Hold
+
+# In how many parts what was asked for is cut where even that is more than the hold.
+_PARTS = 10_000
 
 
 class Ending(StrEnum):
@@ -32,13 +47,16 @@ class Ending(StrEnum):
 class Seen(NamedTuple):
     """What the relay saw of a reply. `usage` is the raw object; `missing_usage` the upstream's policy.
 
-    `count_output` gives the output tokens relayed, estimated; it is only asked where usage does not say.
+    `count_output` gives the output relayed, estimated, in units of the request's `output_units`; it is only asked where
+    usage does not say. `service_tier` is the tier that the reply names, which is the one that the upstream bills.
     """
 
     ending: Ending
     usage: Mapping[str, object] | None
     count_output: Callable[[], int]
     missing_usage: str = "estimate"
+    service_tier: str = ""
+    upstream_bp: int = ONE_BP
 
 
 class Charge(NamedTuple):
@@ -49,7 +67,7 @@ class Charge(NamedTuple):
     reason: str | None
     cost_picos: int
     cost_nanos: int
-    usage: dict[str, int]
+    usage: dict[str, int | str]
 
 
 def void(reason: str) -> Charge:
@@ -66,54 +84,101 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
         try:
             reading = offer.endpoint.read_usage(seen.usage, _limits(offer))
             if reading is not None:
-                return _exact(offer.price, reading, "reported", reason)
+                return _exact(offer, reading, _terms(offer, seen), "reported", reason)
         except (InvalidUsage, Unpriced, CostOutOfRange):
             return _without_usage(offer, hold, seen, "usage_invalid")
     if seen.ending is not Ending.COMPLETED:
         # An upstream that broke, or a gateway that stopped or failed, before any output has sold nothing.
         if seen.ending is not Ending.CLIENT_GONE and not seen.count_output():
             return void(seen.ending.value)
-        return estimate(offer, hold, seen.count_output(), seen.ending.value)
+        return estimate(offer, hold, seen.count_output(), seen.ending.value, _terms(offer, seen))
     return _without_usage(offer, hold, seen, "usage_missing")
 
 
-def estimate(offer: Offer, hold: Hold, output_tokens: int, reason: str) -> Charge:
-    """The charge for the prompt and `output_tokens`, reckoned from text and never above the hold."""
-    tokens_in = min(offer.request.input_tokens_estimate, offer.ceiling.input_tokens_max)
-    return _within_hold(offer, hold, tokens_in, output_tokens, reason)
+def estimate(offer: Offer, hold: Hold, output_count: int, reason: str, terms: Terms | None = None) -> Charge:
+    """The charge for what was asked and `output_count` of what came, reckoned from text and never above the hold."""
+    request = offer.request
+    tokens_in = min(request.input_tokens_estimate, offer.ceiling.input_tokens_max)
+    return _within_hold(offer, hold, tokens_in, request.extra_estimate, output_count, reason, terms)
 
 
 def _without_usage(offer: Offer, hold: Hold, seen: Seen, reason: str) -> Charge:
     if seen.missing_usage == "free":
         return Charge(False, "estimated", reason, 0, 0, {})
+    terms = _terms(offer, seen)
     if seen.missing_usage == "ceiling":
-        tokens_out = hold.output_tokens_max * offer.request.choices
-        return _within_hold(offer, hold, offer.ceiling.input_tokens_max, tokens_out, reason)
-    return estimate(offer, hold, seen.count_output(), reason)
+        request = offer.request
+        extra = request.extra_max
+        if request.output is Output.MODEL:
+            extra = {**extra, Meter.OUTPUT: offer.model.output_tokens_max * request.choices}
+        tokens_out = hold.output_tokens_max * request.choices
+        return _within_hold(offer, hold, offer.ceiling.input_tokens_max, extra, tokens_out, reason, terms)
+    return estimate(offer, hold, seen.count_output(), reason, terms)
 
 
-def _within_hold(offer: Offer, hold: Hold, tokens_in: int, tokens_out: int, reason: str) -> Charge:
-    charge = _exact(offer.price, _reading(tokens_in, tokens_out), "estimated", reason)
-    if charge.cost_nanos <= hold.granted_nanos:
-        return charge
-    # The quantities are lowered rather than the cost, so that every charge can be re-derived from its usage.
-    tokens_out = min(tokens_out, affordable_output_tokens(offer.price, tokens_in, 1, hold.granted_nanos, tokens_out))
-    return _exact(offer.price, _reading(tokens_in, tokens_out), "estimated", reason)
+def _within_hold(
+    offer: Offer, hold: Hold, tokens_in: int, extra: Quantities, output_count: int, reason: str, terms: Terms | None
+) -> Charge:
+    """The quantities are lowered rather than the cost, so that every charge can be re-derived from its usage."""
+    request = offer.request
+    alternatives = request.alternatives
+    chosen = priced_alternatives(offer.price, alternatives)[0] if alternatives else None
+    asked = terms or _terms(offer, None)
+
+    def charge(fixed_parts: int, count: int) -> Charge:
+        used = {meter_: quantity * fixed_parts // _PARTS for meter_, quantity in extra.items()}
+        used[Meter.INPUT] = used.get(Meter.INPUT, 0) + tokens_in * fixed_parts // _PARTS
+        for meter_, units in request.output_units.items():
+            used[meter_] = used.get(meter_, 0) + units * count
+        kept = used if chosen is None else without_alternatives(used, chosen, alternatives)
+        reading = Reading({meter_: quantity for meter_, quantity in kept.items() if quantity})
+        return _exact(offer, reading, asked, "estimated", reason)
+
+    whole = charge(_PARTS, output_count)
+    if whole.cost_nanos <= hold.granted_nanos:
+        return whole
+    count = largest(output_count, lambda units: charge(_PARTS, units).cost_nanos <= hold.granted_nanos)
+    if charge(_PARTS, count).cost_nanos <= hold.granted_nanos:
+        return charge(_PARTS, count)
+    # What was asked already costs more, where a bound of its extent is wrong: that is the product's loss.
+    return charge(largest(_PARTS, lambda parts: charge(parts, 0).cost_nanos <= hold.granted_nanos), 0)
 
 
-def _reading(tokens_in: int, tokens_out: int) -> Reading:
-    counts = {Meter.INPUT: tokens_in, Meter.OUTPUT: tokens_out}
-    return Reading({meter_: count for meter_, count in counts.items() if count})
+def _terms(offer: Offer, seen: Seen | None) -> Terms:
+    """The tier that the reply names counts where it has a price, else the one that was asked for."""
+    tier = offer.request.service_tier
+    upstream_bp = ONE_BP
+    if seen is not None:
+        upstream_bp = seen.upstream_bp
+        if seen.service_tier and is_tier_priced(offer.price, seen.service_tier):
+            tier = seen.service_tier
+    tier = "" if tier in DEFAULT_TIERS and tier not in offer.price.multipliers else tier
+    return STANDARD if not tier and upstream_bp == ONE_BP else Terms(tier, upstream_bp)
 
 
-def _exact(price: Price, reading: Reading, basis: str, reason: str | None) -> Charge:
-    picos = cost_picos(price, reading.quantities)
-    usage = {str(meter_): count for meter_, count in reading.quantities.items()}
-    if reading.reasoning_tokens:
-        usage["reasoning"] = reading.reasoning_tokens
+def _exact(offer: Offer, reading: Reading, terms: Terms, basis: str, reason: str | None) -> Charge:
+    rates = offer.price.rates
+    quantities = reading.quantities
+    reasoning = reading.reasoning_tokens
+    if Meter.REQUESTS in rates:
+        quantities = {**quantities, Meter.REQUESTS: 1}
+    if reasoning and Meter.REASONING_OUTPUT in rates:
+        quantities = {**quantities, Meter.OUTPUT: quantities.get(Meter.OUTPUT, 0) - reasoning}
+        quantities[Meter.REASONING_OUTPUT] = reasoning
+        reasoning = 0
+    picos = cost_picos(offer.price, quantities, terms)
+    usage: dict[str, int | str] = {str(meter_): count for meter_, count in quantities.items()}
+    if reasoning:
+        usage["reasoning"] = reasoning
+    if terms is not STANDARD:
+        if terms.service_tier:
+            usage["service_tier"] = terms.service_tier
+        if terms.upstream_bp != ONE_BP:
+            usage["upstream_bp"] = terms.upstream_bp
     return Charge(False, basis, reason, picos, round_nanos(picos), usage)
 
 
 def _limits(offer: Offer) -> Limits:
     """What the model can truthfully report; the client's cap is the upstream's to keep, the model's limits are not."""
-    return Limits(offer.model.context_tokens_max, offer.model.output_tokens_max * offer.request.choices)
+    request = offer.request
+    return Limits(offer.model.context_tokens_max * request.passes, offer.model.output_tokens_max * request.choices)

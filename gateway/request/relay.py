@@ -19,6 +19,7 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
+from gateway.endpoints.endpoint import StreamReader
 from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
@@ -32,7 +33,6 @@ from gateway.request.watch import Call
 
 _log = logging.getLogger("farebox.relay")
 
-_EVENT_STREAM = "text/event-stream"
 _ERROR_BODY_BYTES_MAX = 2**20
 _TAIL_SECONDS = 1.0
 
@@ -177,7 +177,7 @@ class Relay:
         headers = reply_headers(response.headers)
         headers.update(hold_headers(hold))
         relayed = Relayed(
-            Seen(Ending.REFUSED, None, int, route.upstream.missing_usage),
+            Seen(Ending.REFUSED, None, int, route.upstream.missing_usage, "", route.upstream.price_bp),
             upstream=route.upstream.name,
             status=response.status,
             headers=headers,
@@ -192,10 +192,13 @@ class Relay:
         try:
             if response.status >= 300:
                 await self._receive_error(response, inflater, relayed, upstream.api_key)
-            elif response.headers.get("Content-Type", "").lower().startswith(_EVENT_STREAM):
-                await self._receive_stream(response, inflater, offer, hold, call, relayed)
             else:
-                await self._receive_body(response, inflater, offer, call, relayed)
+                kind = response.headers.get("Content-Type", "").lower()
+                reader = offer.endpoint.reply_reader(kind, offer.request)
+                if reader is None:
+                    await self._receive_body(response, inflater, offer, call, relayed)
+                else:
+                    await self._receive_stream(response, inflater, reader, offer, hold, call, relayed)
         finally:
             call.end_reading()
         return relayed
@@ -246,7 +249,7 @@ class Relay:
             relayed.rest = large.finish()
             if not large.is_complete and ending is Ending.COMPLETED:
                 ending = Ending.BROKE
-            seen = Seen(ending, large.usage, large.count_output, relayed.seen.missing_usage)
+            seen = relayed.seen._replace(ending=ending, usage=large.usage, count_output=large.count_output)
         else:
             relayed.rest = b"".join(chunks)
             if ending is Ending.COMPLETED:
@@ -255,14 +258,20 @@ class Relay:
                 if reply.failed or (is_none and reply.usage is None and not reply.count_output()):
                     # An error, or no reply of a model at all, such as a proxy's page.
                     ending = Ending.BROKE
-                seen = Seen(ending, reply.usage, reply.count_output, relayed.seen.missing_usage)
+                seen = relayed.seen._replace(
+                    ending=ending,
+                    usage=reply.usage,
+                    count_output=reply.count_output,
+                    service_tier=reply.service_tier,
+                )
                 if ending is Ending.BROKE and "Content-Encoding" in relayed.headers:
                     # Whatever it is, we cannot read it, and the client can: estimated from its size.
-                    seen = Seen(Ending.COMPLETED, None, lambda: tokens_from_bytes(size), seen.missing_usage)
+                    count = lambda: tokens_from_bytes(size)  # noqa: E731
+                    seen = relayed.seen._replace(ending=Ending.COMPLETED, count_output=count)
             else:
                 # Half a JSON body is no reply: the client is told so, and pays nothing for it.
                 relayed.failure, relayed.rest = UpstreamUnusable(), b""
-                seen = Seen(ending, None, int, relayed.seen.missing_usage)
+                seen = relayed.seen._replace(ending=ending)
         relayed.is_whole = seen.ending is Ending.COMPLETED
         if call.is_client_gone and ending is Ending.COMPLETED:
             seen = seen._replace(ending=Ending.CLIENT_GONE)
@@ -272,14 +281,13 @@ class Relay:
         self,
         response: Reply,
         inflater: Inflater | None,
+        reader: StreamReader,
         offer: Offer,
         hold: Hold,
         call: Call,
         relayed: Relayed,
     ) -> None:
         """Events as they come; the end of them waits for the settle."""
-        request = offer.request
-        reader = offer.endpoint.stream_reader(remove_usage=request.stream and not request.wants_usage)
         call.output_tokens_estimate = reader.output_tokens_estimate
         await self._start(call, relayed)
         ending = Ending.COMPLETED
@@ -314,7 +322,12 @@ class Relay:
             if call.is_client_gone:
                 ending = Ending.CLIENT_GONE
         relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
-        relayed.seen = Seen(ending, reader.usage, reader.output_tokens_estimate, relayed.seen.missing_usage)
+        relayed.seen = relayed.seen._replace(
+            ending=ending,
+            usage=reader.usage,
+            count_output=reader.output_tokens_estimate,
+            service_tier=reader.service_tier,
+        )
 
     def _broken(self, call: Call, relayed: Relayed) -> Ending:
         """Why a read failed: we closed it for a reason, or the upstream broke."""

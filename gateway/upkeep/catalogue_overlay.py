@@ -142,7 +142,7 @@ def _rates(value: object, key: str) -> Rates:
     table = _table(value, key)
     if not table:
         raise InvalidPrice(f"{key}: must have at least one meter")
-    rates: dict[Meter, int] = {}
+    rates: dict[str, int] = {}
     for name, amount in table.items():
         try:
             meter = Meter(name)

@@ -12,8 +12,8 @@ The tier rule of genai-prices (0.2.3, types.py `calc_unit_price`) is ours: total
 reprice the whole request; a meter without a rate is priced as the more general one.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -80,6 +80,7 @@ class CatalogueEntry:
     rates: Rates
     tiers: tuple[Tier, ...]
     source: str
+    multipliers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +183,10 @@ def _entry(name: str, found: _Found, notes: list[Note]) -> CatalogueEntry:
 def _copy(name: str, original: CatalogueEntry, notes: list[Note]) -> CatalogueEntry:
     """`original` under another name; only what the copy's own note says is different."""
     model = replace(original.model, name=name)
-    for field in ("context_tokens_max", "output_tokens_max", "hidden_reasoning", "owned_by"):
-        said = next((value for note in notes if (value := getattr(note, field)) is not None), None)
+    for name_of in ("context_tokens_max", "output_tokens_max", "hidden_reasoning", "owned_by"):
+        said = next((value for note in notes if (value := getattr(note, name_of)) is not None), None)
         if said is not None:
-            model = replace(model, **{field: said})
+            model = replace(model, **{name_of: said})
     return replace(original, model=model)
 
 
@@ -256,8 +257,8 @@ def _read_price(price: "ModelPrice") -> tuple[Rates, tuple[Tier, ...]]:
     """Picos per token, and a tier for each threshold of any rate. Raises InvalidPrice."""
     from genai_prices.types import TieredPrices  # noqa: PLC0415
 
-    rates: dict[Meter, int] = {}
-    steps: dict[int, dict[Meter, int]] = {}
+    rates: dict[str, int] = {}
+    steps: dict[int, dict[str, int]] = {}
     for key, value in vars(price).items():
         if value is None or key in _NEVER_USED:
             continue

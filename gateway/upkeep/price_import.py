@@ -79,12 +79,17 @@ async def _store(database: Database, changes: Sequence[Change], models: Sequence
         # By the database's clock, as it decides what is in force.
         now = await prices.database_now(database)
         entries = [change.entry for change in changes]
-        await prices.add_prices(database, [(e.model.name, now, e.rates, e.tiers, e.source) for e in entries])
+        await prices.add_prices(
+            database,
+            [prices.PriceVersion(e.model.name, now, e.rates, e.tiers, e.source, e.multipliers) for e in entries],
+        )
     elif models:
         await prices.tell_changed(database)
 
 
 def _is_same(price: Price, entry: CatalogueEntry) -> bool:
-    return rates_to_json(price.rates) == rates_to_json(entry.rates) and tiers_to_json(price.tiers) == tiers_to_json(
-        entry.tiers
+    return (
+        rates_to_json(price.rates) == rates_to_json(entry.rates)
+        and tiers_to_json(price.tiers) == tiers_to_json(entry.tiers)
+        and price.multipliers == entry.multipliers
     )

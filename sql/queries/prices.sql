@@ -16,19 +16,19 @@ ORDER BY model;
 
 -- name: price_add
 -- Add versions of prices; none is ever changed.
-INSERT INTO prices (model, effective_from, rates, tiers, source)
-SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::jsonb[], $4::jsonb[], $5::text[]);
+INSERT INTO prices (model, effective_from, rates, tiers, multipliers, source)
+SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::text[]);
 
 -- name: price_current
 -- The version of each model's price in force now.
-SELECT DISTINCT ON (model) price_id, model, effective_from, rates, tiers, source
+SELECT DISTINCT ON (model) price_id, model, effective_from, rates, tiers, multipliers, source
 FROM prices
 WHERE effective_from <= now()
 ORDER BY model, effective_from DESC, price_id DESC;
 
 -- name: price_history
 -- Every version of one model's price, newest first.
-SELECT price_id, model, effective_from, rates, tiers, source
+SELECT price_id, model, effective_from, rates, tiers, multipliers, source
 FROM prices
 WHERE model = $1
 ORDER BY effective_from DESC, price_id DESC
@@ -40,7 +40,7 @@ SELECT pg_notify('farebox_prices', '');
 
 -- name: prices_by_ids
 -- Versions of prices by their ids.
-SELECT price_id, model, effective_from, rates, tiers, source
+SELECT price_id, model, effective_from, rates, tiers, multipliers, source
 FROM prices
 WHERE price_id = ANY($1::bigint[]);
 

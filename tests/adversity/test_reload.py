@@ -131,7 +131,7 @@ async def dearer(crew: Crew) -> None:
     database = Database(crew.dsn)
     try:
         rates = {**RATES, Meter.OUTPUT: 8_000}
-        await prices.add_prices(database, [(MODEL, datetime.now(UTC), rates, (), "test")])
+        await prices.add_prices(database, [prices.PriceVersion(MODEL, datetime.now(UTC), rates, (), "test")])
     finally:
         await database.close()
 

@@ -22,7 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway.core.catalogue import Meter, Model
+from gateway.core.catalogue import Meter, Model, Rates
 from gateway.db import prices
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.migrate import migrate
@@ -102,8 +102,8 @@ async def prepare(dsn: str) -> None:
     await migrate(dsn)
     database = Database(dsn)
     await prices.save_models(database, [Model("bench", 128_000, 4_096)])
-    rates = {Meter.INPUT: 100_000, Meter.OUTPUT: 400_000}
-    await prices.add_prices(database, [("bench", datetime.now(UTC), rates, (), "bench")])
+    rates: Rates = {Meter.INPUT: 100_000, Meter.OUTPUT: 400_000}
+    await prices.add_prices(database, [prices.PriceVersion("bench", datetime.now(UTC), rates, (), "bench")])
     await database.close()
 
 

@@ -3,9 +3,9 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.core.audit import Unexplained, recompute_picos
-from gateway.core.catalogue import Meter, Price, Tier
+from gateway.core.catalogue import Meter, Price, Rates, Tier
 
-RATES = {Meter.INPUT: 2_500_000, Meter.OUTPUT: 10_000_000}
+RATES: Rates = {Meter.INPUT: 2_500_000, Meter.OUTPUT: 10_000_000}
 PRICE = Price(7, "m", datetime(2026, 1, 1, tzinfo=UTC), "test", RATES, (Tier(1_000, {Meter.INPUT: 5_000_000}),))
 
 

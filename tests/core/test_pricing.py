@@ -1,6 +1,7 @@
 """The one multiplication: exact, whole, and never above the ceiling."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 
@@ -10,9 +11,22 @@ from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter, Price, Rates, Tier
 from gateway.core.money import COST_PICOS_MAX, ceil_nanos, round_nanos
-from gateway.core.pricing import CostOutOfRange, Unpriced, ceiling_picos, cost_picos, rate_picos, rates_at
+from gateway.core.pricing import (
+    CostOutOfRange,
+    Terms,
+    Unpriced,
+    ceiling_picos,
+    cost_picos,
+    dearest_rate,
+    dearest_rates,
+    priced_alternatives,
+    rate_picos,
+    rates_at,
+    without_alternatives,
+)
 
 INPUTS = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE)
+TEXT = (*INPUTS, Meter.OUTPUT)
 TOKENS = st.integers(0, 2_000_000)
 RATE = st.integers(0, 10**9)
 
@@ -24,17 +38,17 @@ def price(rates: Rates, *tiers: Tier) -> Price:
 @st.composite
 def prices(draw: st.DrawFn) -> Price:
     """Any shape of price that the catalogue can hold: cached and write rates optional, tiers partial."""
-    rates = {Meter.INPUT: draw(RATE), Meter.OUTPUT: draw(RATE)}
-    rates |= draw(st.dictionaries(st.sampled_from((Meter.CACHED_INPUT, Meter.CACHE_WRITE)), RATE))
+    rates: dict[str, int] = {Meter.INPUT: draw(RATE), Meter.OUTPUT: draw(RATE)}
+    rates |= draw(st.dictionaries(st.sampled_from([str(Meter.CACHED_INPUT), str(Meter.CACHE_WRITE)]), RATE))
     starts = sorted(draw(st.sets(st.integers(1, 1_000_000), max_size=3)))
-    tier_rates = st.dictionaries(st.sampled_from(list(Meter)), RATE, min_size=1)
+    tier_rates = st.dictionaries(st.sampled_from([str(meter) for meter in TEXT]), RATE, min_size=1)
     return price(rates, *(Tier(start, draw(tier_rates)) for start in starts))
 
 
-QUANTITIES = st.fixed_dictionaries({}, optional=dict.fromkeys(Meter, TOKENS))
+QUANTITIES = st.fixed_dictionaries({}, optional=dict.fromkeys(map(str, TEXT), TOKENS))
 
 
-def oracle(price: Price, quantities: Mapping[Meter, int]) -> Decimal:
+def oracle(price: Price, quantities: Mapping[str, int]) -> Decimal:
     """The rule again, meter by meter, in decimals: the highest tier passed that knows the meter, else its base."""
     exact = Context(prec=60)
     total_input = sum(quantities.get(meter, 0) for meter in INPUTS)
@@ -50,7 +64,7 @@ def oracle(price: Price, quantities: Mapping[Meter, int]) -> Decimal:
 
 
 @given(prices(), QUANTITIES)
-def test_a_cost_is_the_exact_sum_in_whole_picos(price: Price, quantities: dict[Meter, int]) -> None:
+def test_a_cost_is_the_exact_sum_in_whole_picos(price: Price, quantities: dict[str, int]) -> None:
     cost = cost_picos(price, quantities)
     assert type(cost) is int
     assert cost == oracle(price, quantities)
@@ -58,7 +72,7 @@ def test_a_cost_is_the_exact_sum_in_whole_picos(price: Price, quantities: dict[M
 
 @given(prices(), QUANTITIES, TOKENS, TOKENS)
 def test_no_split_of_what_was_bounded_costs_more_than_the_ceiling(
-    price: Price, quantities: dict[Meter, int], input_spare: int, output_spare: int
+    price: Price, quantities: dict[str, int], input_spare: int, output_spare: int
 ) -> None:
     input_tokens = sum(quantities.get(meter, 0) for meter in INPUTS)
     ceiling = ceiling_picos(price, input_tokens + input_spare, quantities.get(Meter.OUTPUT, 0) + output_spare)
@@ -110,8 +124,45 @@ def test_a_missing_rate_falls_back_to_the_general_one_or_is_unpriced() -> None:
 def test_a_cost_that_the_ledger_cannot_hold_is_refused() -> None:
     dear = price({Meter.INPUT: 2, Meter.OUTPUT: 2})
     assert cost_picos(dear, {Meter.INPUT: COST_PICOS_MAX // 2}) == COST_PICOS_MAX
-    for refused in ({Meter.INPUT: COST_PICOS_MAX // 2 + 1}, {Meter.INPUT: -1}):
+    for quantity in (COST_PICOS_MAX // 2 + 1, -1):
         with pytest.raises(CostOutOfRange):
-            cost_picos(dear, refused)
+            cost_picos(dear, {Meter.INPUT: quantity})
     with pytest.raises(CostOutOfRange):
         ceiling_picos(dear, COST_PICOS_MAX, 0)
+
+
+def test_a_tier_of_service_and_an_upstream_multiply_every_rate() -> None:
+    plain = price({Meter.INPUT: 3, Meter.OUTPUT: 10})
+    dear = replace(plain, multipliers={"priority": 20_000, "flex": 5_000})
+    used: Rates = {Meter.INPUT: 10, Meter.OUTPUT: 10}
+    # Each rate is rounded up to a whole pico once: 1.5 is 2; 3 at 1.1 is 4.
+    table = {("", 10_000): 130, ("priority", 10_000): 260, ("flex", 10_000): 70, ("default", 11_000): 150}
+    for (tier, upstream_bp), picos in table.items():
+        assert cost_picos(dear, used, Terms(tier, upstream_bp)) == picos
+        assert dearest_rates(dear, 10, terms=Terms(tier, upstream_bp)).ceiling_picos(10, 10) == picos
+    with pytest.raises(Unpriced):
+        cost_picos(plain, used, Terms("priority"))
+
+
+def test_a_variant_is_priced_by_its_own_rate_or_the_more_general() -> None:
+    rates = {"images": 40, "images/high": 60, "images/high/1024x1536": 90}
+    table = {"images": 40, "images/low/512x512": 40, "images/high/1x1": 60, "images/high/1024x1536": 90}
+    assert {name: rate_picos(rates, name) for name in table} == table
+    # Of what is not known, the dearest counts.
+    assert (dearest_rate(rates, "images"), dearest_rate({"images/low": 2}, "images")) == (90, 2)
+    with pytest.raises(Unpriced):
+        rate_picos({"images/high": 1}, "images/low")
+
+
+def test_a_call_is_bounded_by_the_dearest_way_in_which_its_model_is_priced() -> None:
+    spoken, written = frozenset({Meter.CHARACTERS}), frozenset({Meter.INPUT, Meter.AUDIO_OUTPUT})
+    by_character = price({Meter.CHARACTERS: 5})
+    assert priced_alternatives(by_character, (spoken, written)) == [spoken]
+    used: Rates = {Meter.CHARACTERS: 1, Meter.INPUT: 2, Meter.AUDIO_OUTPUT: 3, Meter.IMAGES: 4}
+    assert without_alternatives(used, written, (spoken, written)) == {
+        Meter.INPUT: 2,
+        Meter.AUDIO_OUTPUT: 3,
+        Meter.IMAGES: 4,
+    }
+    with pytest.raises(Unpriced):
+        priced_alternatives(price({Meter.INPUT: 1}), (spoken, written))

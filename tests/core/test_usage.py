@@ -190,3 +190,72 @@ def test_merge_changes_neither_object() -> None:
     merge_usage(earlier, later)
     assert earlier == chat(1, 2, 3, prompt_tokens_details={"a": 1})
     assert later == chat(1, 3, 4, prompt_tokens_details={"b": 2})
+
+
+@pytest.mark.parametrize(
+    ("usage", "quantities"),
+    [
+        (
+            {"prompt_tokens": 100, "completion_tokens": 50, "prompt_tokens_details": {"audio_tokens": 30}},
+            {Meter.INPUT: 70, Meter.AUDIO_INPUT: 30, Meter.OUTPUT: 50},
+        ),
+        (  # what was cached is text as far as there is text
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "prompt_tokens_details": {"audio_tokens": 30, "cached_tokens": 80},
+                "completion_tokens_details": {"audio_tokens": 40, "reasoning_tokens": 50},
+            },
+            {
+                Meter.AUDIO_INPUT: 20,
+                Meter.CACHED_AUDIO_INPUT: 10,
+                Meter.CACHED_INPUT: 70,
+                Meter.AUDIO_OUTPUT: 40,
+                Meter.OUTPUT: 10,
+            },
+        ),
+        (
+            {
+                "input_tokens": 100,
+                "output_tokens": 5,
+                "input_token_details": {
+                    "audio_tokens": 30,
+                    "image_tokens": 20,
+                    "cached_tokens": 25,
+                    "cached_tokens_details": {"audio_tokens": 5, "image_tokens": 20},
+                },
+            },
+            {
+                Meter.INPUT: 50,
+                Meter.AUDIO_INPUT: 25,
+                Meter.CACHED_AUDIO_INPUT: 5,
+                Meter.CACHED_IMAGE_INPUT: 20,
+                Meter.OUTPUT: 5,
+            },
+        ),
+        (
+            {
+                "input_tokens": 100,
+                "output_tokens": 5,
+                "input_tokens_details": {
+                    "cache_write_tokens": 60,
+                    "cache_write_tokens_details": {"ttl_30m_tokens": 20, "ttl_12h_tokens": 40},
+                },
+            },
+            {Meter.INPUT: 40, Meter.CACHE_WRITE: 20, Meter.CACHE_WRITE_12H: 40, Meter.OUTPUT: 5},
+        ),
+    ],
+)
+def test_sound_images_and_long_lifetimes_are_meters_of_their_own(
+    usage: dict[str, object], quantities: dict[str, int]
+) -> None:
+    reading = read_token_usage(usage, LIMITS)
+    assert reading is not None
+    assert reading.quantities == quantities
+
+
+@pytest.mark.parametrize("part", ["audio_tokens", "image_tokens"])
+def test_a_part_is_never_more_than_its_whole(part: str) -> None:
+    for details in ({"prompt_tokens_details": {part: 11}}, {"completion_tokens_details": {part: 6}}):
+        with pytest.raises(InvalidUsage):
+            read_token_usage({"prompt_tokens": 10, "completion_tokens": 5, **details}, LIMITS)

@@ -137,7 +137,7 @@ async def test_a_revocation_is_heard_well_under_a_second(heard: Heard, database:
 
 async def test_changed_prices_are_heard(heard: Heard, database: Database) -> None:
     assert heard.prices == 1
-    await prices.add_prices(database, [("m", datetime.now(UTC), {Meter.INPUT: 1}, (), "test")])
+    await prices.add_prices(database, [prices.PriceVersion("m", datetime.now(UTC), {Meter.INPUT: 1}, (), "test")])
     assert await until(lambda: heard.prices == 2) < 0.5
 
 

@@ -9,6 +9,7 @@ import pytest
 from gateway.core.catalogue import InvalidPrice, Meter, Model, Rates, Tier
 from gateway.db import prices
 from gateway.db.pool import Database
+from gateway.db.prices import PriceVersion
 
 CHEAP: Rates = {Meter.INPUT: 1_000, Meter.OUTPUT: 4_000}
 DEAR: Rates = {Meter.INPUT: 2_500_000, Meter.CACHED_INPUT: 0, Meter.CACHE_WRITE: 3_125_000, Meter.OUTPUT: 10**12}
@@ -29,20 +30,26 @@ async def now(database: Database) -> datetime:
 
 
 async def test_a_price_comes_back_as_it_was_given(database: Database, now: datetime) -> None:
-    await prices.add_prices(database, [("b", now, DEAR, TIERS, "one"), ("a", now, CHEAP, (), "two")])
+    await prices.add_prices(
+        database,
+        [PriceVersion("b", now, DEAR, TIERS, "one", {"flex": 5_000}), PriceVersion("a", now, CHEAP, (), "two")],
+    )
     cheap, dear = await prices.current(database)
     assert (cheap.model, cheap.rates, cheap.tiers, cheap.source) == ("a", CHEAP, (), "two")
     assert (dear.model, dear.rates, dear.tiers, dear.effective_from) == ("b", DEAR, TIERS, now)
+    assert (dear.multipliers, cheap.multipliers) == ({"flex": 5_000}, {})
     assert dear.price_id != cheap.price_id
 
 
 async def test_the_version_in_force_is_the_newest_that_has_begun(database: Database, now: datetime) -> None:
     hour = timedelta(hours=1)
     sources = {"old": now - 2 * hour, "older": now - 3 * hour, "next": now + hour}
-    await prices.add_prices(database, [("m", since, CHEAP, (), source) for source, since in sources.items()])
+    await prices.add_prices(
+        database, [PriceVersion("m", since, CHEAP, (), source) for source, since in sources.items()]
+    )
     assert [price.source for price in await prices.current(database)] == ["old"]
     # The same hour again: what was said last counts.
-    await prices.add_prices(database, [("m", now - 2 * hour, DEAR, (), "corrected")])
+    await prices.add_prices(database, [PriceVersion("m", now - 2 * hour, DEAR, (), "corrected")])
     assert [price.source for price in await prices.current(database)] == ["corrected"]
     assert [price.source for price in await prices.history(database, "m", 9)] == ["next", "corrected", "old", "older"]
     assert [price.source for price in await prices.history(database, "m", 1)] == ["next"]
@@ -50,7 +57,7 @@ async def test_the_version_in_force_is_the_newest_that_has_begun(database: Datab
 
 
 async def test_a_damaged_price_is_not_used(database: Database, database_url: str, now: datetime) -> None:
-    await prices.add_prices(database, [("m", now, CHEAP, (), "test")])
+    await prices.add_prices(database, [PriceVersion("m", now, CHEAP, (), "test")])
     connection = await asyncpg.connect(database_url)
     for rates, tiers in (('{"input": -1}', "[]"), ('{"input": 1.5}', "[]"), ("{}", "[]"), ('{"input": 1}', "[{}]")):
         await connection.execute("UPDATE prices SET rates = $1, tiers = $2", rates, tiers)

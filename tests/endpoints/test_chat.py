@@ -333,8 +333,10 @@ def test_usage_out_of_the_limits_is_refused() -> None:
 
 def test_the_reader_of_a_stream_removes_usage_or_not() -> None:
     usage_only = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
-    for remove_usage, out in ((True, b""), (False, usage_only)):
-        reader = ENDPOINT.stream_reader(remove_usage=remove_usage)
+    for wanted, out in ((False, b""), (True, usage_only)):
+        request = ENDPOINT.read_request(body(stream=True, stream_options={"include_usage": wanted}))
+        reader = ENDPOINT.reply_reader("text/event-stream; charset=utf-8", request)
+        assert reader is not None
         assert reader.feed(usage_only) + reader.finish() == out
 
 

@@ -166,10 +166,12 @@ class _Faulty(ChatEndpoint):
             fail()
         return super().upstream_body(body, **arguments)
 
-    def stream_reader(self, *, remove_usage: bool) -> ChatStream:
-        if self.fault == "stream_reader":
+    def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
+        if not request.stream:
+            return super().reply_reader(content_type, request)
+        if self.fault == "reply_reader":
             fail()
-        return _FaultyStream(self.fault, remove_usage=remove_usage)
+        return _FaultyStream(self.fault, remove_usage=not request.wants_usage)
 
     def read_reply(self, body: bytes) -> ReplySeen:
         if self.fault == "read_reply":
@@ -196,7 +198,7 @@ async def faulty_all_day(scratch: ScratchPostgres) -> AsyncIterator[tuple[_Fault
     [
         ("upstream_body", "json", 500, ("voided", "gateway_failed")),
         ("upstream_body", "stream", 500, ("voided", "gateway_failed")),
-        ("stream_reader", "stream", 500, ("voided", "gateway_failed")),
+        ("reply_reader", "stream", 500, ("voided", "gateway_failed")),
         ("read_reply", "json", 500, ("voided", "gateway_failed")),
         ("feed", "stream", 200, ("voided", "gateway_failed")),
         ("later feed", "stream", 200, ("settled", "gateway_failed")),

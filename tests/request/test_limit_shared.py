@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.core.catalogue import Meter, Model
+from gateway.core.catalogue import Meter, Model, Rates
 from gateway.db import prices
 from gateway.tasks import spawn
 from tests.support.behaviours import Completion
@@ -132,8 +132,8 @@ async def test_one_wallet_with_1_00_and_ten_parallel_uncapped_streams_all_run_no
     async with open_shop(scratch, "ten") as opened, visit(opened) as shop:
         database = shop.farebox.app.database
         await prices.save_models(database, [Model(DEAR, CONTEXT, OUTPUT)])
-        rates = {Meter.INPUT: 5_000_000, Meter.OUTPUT: 20_000_000}
-        await prices.add_prices(database, [(DEAR, datetime.now(UTC), rates, (), "test")])
+        rates: Rates = {Meter.INPUT: 5_000_000, Meter.OUTPUT: 20_000_000}
+        await prices.add_prices(database, [prices.PriceVersion(DEAR, datetime.now(UTC), rates, (), "test")])
         await shop.farebox.app.catalogue.run_once()
         wallet_id, key = await shop.farebox.new_wallet("1.00")
         gates = [Gate() for _ in range(10)]

@@ -95,7 +95,8 @@ async def price_models(database: Database) -> None:
     free: Rates = {Meter.INPUT: 0, Meter.OUTPUT: 0}
     none: tuple[Tier, ...] = ()
     now = datetime.now(UTC)
-    await prices.add_prices(database, [(MODEL, now, RATES, none, "test"), (FREE_MODEL, now, free, none, "test")])
+    versions = [(MODEL, RATES), (FREE_MODEL, free)]
+    await prices.add_prices(database, [prices.PriceVersion(name, now, rates, none, "test") for name, rates in versions])
 
 
 @asynccontextmanager

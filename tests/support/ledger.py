@@ -9,14 +9,14 @@ import orjson
 
 from gateway.clock import new_id
 from gateway.core.audit import recompute_picos
-from gateway.core.catalogue import Meter, Price
+from gateway.core.catalogue import Meter, Price, Rates
 from gateway.core.money import NANOS_PER_UNIT, round_nanos
 from gateway.db.queries import queries
 
 KEY_ID = "00000000-0000-7000-8000-00000000000f"
 ENDPOINT = "chat"
 # A rate that makes picos fall between nanos, so that rounding matters.
-RATES = {Meter.INPUT: 1_250, Meter.CACHED_INPUT: 625, Meter.OUTPUT: 4_001}
+RATES: Rates = {Meter.INPUT: 1_250, Meter.CACHED_INPUT: 625, Meter.OUTPUT: 4_001}
 USAGE = {"input": 100, "cached_input": 7, "output": 31, "reasoning": 12}
 
 
@@ -24,7 +24,7 @@ async def make_price(connection: asyncpg.Connection, *, model: str = "test-model
     """A stored price version of RATES."""
     rates = orjson.dumps({str(meter): picos for meter, picos in RATES.items()}).decode()
     since = datetime(2020, 1, 1, tzinfo=UTC)
-    await connection.execute(queries()["price_add"], [model], [since], [rates], ["[]"], ["test"])
+    await connection.execute(queries()["price_add"], [model], [since], [rates], ["[]"], ["{}"], ["test"])
     row = await connection.fetchrow(queries()["price_history"], model, 1)
     assert row is not None
     return Price(row["price_id"], model, since, "test", RATES)

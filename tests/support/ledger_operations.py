@@ -172,7 +172,7 @@ async def open_ledger(dsn: str, **settings: str) -> AsyncIterator[Ledger]:
         if not await connection.fetch(queries()["price_history"], "test-model", 1):
             rates = ['{"input": 1000, "output": 4000}']
             now = [datetime.now(UTC)]
-            await connection.execute(queries()["price_add"], ["test-model"], now, rates, ["[]"], ["test"])
+            await connection.execute(queries()["price_add"], ["test-model"], now, rates, ["[]"], ["{}"], ["test"])
         yield Ledger(connection)
     finally:
         connection.terminate()

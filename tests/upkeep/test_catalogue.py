@@ -25,7 +25,7 @@ async def test_a_shelf_is_what_is_stored_and_in_force(database_url: str) -> None
     await price_models(database)
     later = await prices.database_now(database) + timedelta(seconds=LATER_SECONDS)
     await prices.save_models(database, [Model("unpriced", 100, 10)])
-    await prices.add_prices(database, [(MODEL, later, DEARER, (), "test")])
+    await prices.add_prices(database, [prices.PriceVersion(MODEL, later, DEARER, (), "test")])
     await refresh.run_once()
     assert [name for name, _ in shelves[-1].names(ANYONE)] == ["best", FREE_MODEL, MODEL]
     found = shelves[-1].find(MODEL)

@@ -77,7 +77,7 @@ def test_well_known_models_cost_what_openai_lists() -> None:
 
 def test_a_golden_usage_costs_what_it_costs_by_hand() -> None:
     # 210 x 2.50 + 1,024 x 1.25 + 333 x 10.00 per million = 0.000525 + 0.00128 + 0.00333
-    used = {Meter.INPUT: 210, Meter.CACHED_INPUT: 1_024, Meter.OUTPUT: 333}
+    used: Rates = {Meter.INPUT: 210, Meter.CACHED_INPUT: 1_024, Meter.OUTPUT: 333}
     picos = cost_picos(price_of(shipped()["gpt-4o"]), used)
     assert (picos, format_nanos(round_nanos(picos))) == (5_135_000_000, "0.005135")
     # 7 x 0.005 per million is 35 nanos; 1 x 0.005 is 5. Nothing is lost on the way.
@@ -89,7 +89,7 @@ def test_long_context_reprices_the_whole_request_by_hand() -> None:
     assert entry.tiers == (
         Tier(272_000, {Meter.INPUT: 5_000_000, Meter.CACHED_INPUT: 500_000, Meter.OUTPUT: 22_500_000}),
     )
-    at_the_edge = {Meter.INPUT: 200_000, Meter.CACHED_INPUT: 72_000, Meter.OUTPUT: 10}
+    at_the_edge: dict[str, int] = {Meter.INPUT: 200_000, Meter.CACHED_INPUT: 72_000, Meter.OUTPUT: 10}
     # 0.5 + 0.018 + 0.00015, and one token more: 1.000005 + 0.036 + 0.000225
     assert cost_picos(price_of(entry), at_the_edge) == 518_150_000_000
     assert cost_picos(price_of(entry), at_the_edge | {Meter.INPUT: 200_001}) == 1_036_230_000_000
@@ -115,7 +115,7 @@ def test_every_entry_costs_exactly_what_genai_prices_calculates() -> None:
         found = genai_model(entry)
         for total, cached, written, output in usages if found else []:
             assert found
-            quantities = {
+            quantities: Rates = {
                 Meter.INPUT: total - cached - written,
                 Meter.CACHED_INPUT: cached,
                 Meter.CACHE_WRITE: written,

@@ -68,7 +68,7 @@ async def test_an_import_adds_a_version_where_a_price_differs(database: Database
 
 async def test_an_import_keeps_prices_set_by_hand(database: Database, settings: Settings) -> None:
     await import_prices(database, settings, providers=())
-    by_hand = ("a", datetime.now(UTC), {Meter.INPUT: 9, Meter.OUTPUT: 9}, (), f"{SET_BY_HAND}me")
+    by_hand = prices.PriceVersion("a", datetime.now(UTC), {Meter.INPUT: 9, Meter.OUTPUT: 9}, (), f"{SET_BY_HAND}me")
     await prices.add_prices(database, [by_hand])
     model = await prices.get_model(database, "a")
     assert model is not None

@@ -246,7 +246,7 @@ async def make_template(cluster: Cluster) -> None:
     try:
         await prices.save_models(database, [Model(MODEL, CONTEXT, OUTPUT)])
         none: tuple[Any, ...] = ()
-        await prices.add_prices(database, [(MODEL, datetime.now(UTC), RATES, none, "campaign")])
+        await prices.add_prices(database, [prices.PriceVersion(MODEL, datetime.now(UTC), RATES, none, "campaign")])
     finally:
         await database.close()
 

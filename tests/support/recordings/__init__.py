@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 _DIRECTORY = Path(__file__).parent
 
 
-def tokens(input_: int, output: int, cached: int = 0, cache_write: int = 0) -> dict[Meter, int]:
+def tokens(input_: int, output: int, cached: int = 0, cache_write: int = 0) -> dict[str, int]:
     """Quantities, without the meters that saw nothing."""
     quantities = {
         Meter.INPUT: input_,
@@ -35,7 +35,7 @@ class Stream:
 
     name: str
     output_tokens_estimate: int
-    quantities: Mapping[Meter, int] | None = None
+    quantities: Mapping[str, int] | None = None
     reasoning_tokens: int = 0
     usage_only: tuple[int, ...] = ()
     ended: bool = True
@@ -60,7 +60,7 @@ class Reply:
 
     name: str
     output_tokens_estimate: int
-    quantities: Mapping[Meter, int] | None = None
+    quantities: Mapping[str, int] | None = None
     reasoning_tokens: int = 0
     failed: bool = False
 
