@@ -13,7 +13,7 @@ from gateway import points
 from gateway.core.usage import Limits, Reading
 from gateway.endpoints.chat import ChatEndpoint
 from gateway.endpoints.chat_stream import ChatStream
-from gateway.endpoints.endpoint import ReplySeen
+from gateway.endpoints.endpoint import CallRequest, ReplySeen
 from gateway.web import routes
 from tests.support.behaviours import Completion
 from tests.support.postgres import ScratchPostgres
