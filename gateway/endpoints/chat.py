@@ -4,27 +4,34 @@ A request is refused here only where its cost could not be told: a malformed fie
 spelled twice so that the upstream might read another value than we do, or a feature that has no meter yet.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
 
 from gateway.core.estimate import OutputCounter, prompt_tokens_estimate
-from gateway.core.json_members import MalformedJson, duplicate_member, member_values, parse, with_members
+from gateway.core.json_members import parse
 from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
 from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
+from gateway.endpoints.json_request import (
+    Names,
+    cap_members,
+    changed_body,
+    not_metered,
+    read_flag,
+    read_model,
+    read_object,
+    read_wants_usage,
+    read_whole,
+    refuse_present,
+    usage_member,
+)
 
-MODEL_CHARS_MAX = 256
 CHOICES_MAX = 128
 OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
-MEMBERS_MAX = 256
-# Quotes and opening brackets, counted without a parse. The event loop stands still while a body is read: 20 MB of `[]`
-# took 6 s, a million of them 0.3 s. It is more than the text of any context has.
-VALUES_MAX = 1_000_000
 # The dearest image of any model in the reference: 30,000 patches at 1.62 tokens. The estimate is a common one.
 IMAGE_TOKENS_MAX = 48_600
 IMAGE_TOKENS_ESTIMATE = 1_445
@@ -33,7 +40,7 @@ TEMPLATE_TOKENS_MAX = 256
 # What it adds once to explain tools or a schema.
 TOOLS_TEMPLATE_TOKENS_MAX = 512
 
-_CAPS = ("max_completion_tokens", "max_tokens")
+_CAPS = frozenset({"max_completion_tokens", "max_tokens"})
 # Present and not null, each of these has a cost without a meter: searches, audio, a second model, more candidates
 # than `n`, tokens outside the cap.
 _NOT_METERED = frozenset(
@@ -53,8 +60,7 @@ _DECIDING = _NOT_METERED | {
     "stream",
     "stream_options",
 }
-_NEEDLES = {name: b'"%b"' % name.encode() for name in sorted(_DECIDING)}
-# Members that cost nothing in themselves; listed so that an ordinary request needs no case-folding.
+# Members that cost nothing in themselves.
 _ORDINARY = frozenset(
     {
         "frequency_penalty",
@@ -82,8 +88,7 @@ _ORDINARY = frozenset(
         "verbosity",
     }
 )
-# A letter or an underscore spelled as an escape, which a parser reads as the same name.
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_NAMES = Names(_DECIDING, _ORDINARY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +106,18 @@ class ChatEndpoint:
     name = "chat.completions"
 
     def read_request(self, body: bytes) -> CallRequest:
-        if len(body) > VALUES_MAX and sum(body.count(mark) for mark in (b'"', b"[", b"{")) > VALUES_MAX:
-            raise InvalidRequest(
-                f"The body has more than {VALUES_MAX} strings, lists and objects.", code="body_too_large"
-            )
-        try:
-            request = parse(body)
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"The body is not valid JSON: {error.msg}.", code="invalid_json") from None
-        if not isinstance(request, dict):
-            raise InvalidRequest("The body must be a JSON object.")
-        _refuse_ambiguous(body, request)
-        model = request.get("model")
-        if not isinstance(model, str) or not 0 < len(model) <= MODEL_CHARS_MAX:
-            raise InvalidRequest(f"'model' must be a string of 1 to {MODEL_CHARS_MAX} characters.", param="model")
-        stream = request.get("stream")
-        if stream is not None and type(stream) is not bool:
-            raise InvalidRequest("'stream' must be true or false.", param="stream")
-        caps = [cap for name in _CAPS if (cap := _whole(request, name, OUTPUT_TOKENS_CAP_MAX)) is not None]
-        choices = _whole(request, "n", CHOICES_MAX)
-        wants_usage = _wants_usage(body, request, stream=bool(stream))
+        request = read_object(body, _NAMES)
+        model = read_model(request)
+        stream = read_flag(request, "stream")
+        caps = [cap for name in _CAPS if (cap := read_whole(request, name, OUTPUT_TOKENS_CAP_MAX)) is not None]
+        choices = read_whole(request, "n", CHOICES_MAX)
+        wants_usage = read_wants_usage(body, request, stream=stream)
         _refuse_unpriced(request)
         images = _read_messages(request.get("messages"))
         input_tokens_max, input_tokens_estimate = _input_tokens(body, request, images)
         return CallRequest(
             model=model,
-            stream=bool(stream),
+            stream=stream,
             input_tokens_max=input_tokens_max,
             input_tokens_estimate=input_tokens_estimate,
             output_tokens_cap=max(caps) if caps else None,
@@ -144,11 +135,14 @@ class ChatEndpoint:
         cap_member: str = "max_completion_tokens",
     ) -> bytes:
         """`body` with only those members set that must change; `body` itself if none must. Raises InvalidRequest."""
-        try:
-            changed = _changed_body(body, model, include_usage, output_tokens_cap, cap_member)
-        except MalformedJson as error:
-            raise _unreadable(error) from None
-        return body if changed == body else changed
+
+        def members(body: bytes) -> dict[str, object]:
+            changes = usage_member(body) if include_usage else {}
+            if output_tokens_cap is not None:
+                changes |= cap_members(body, _CAPS, cap_member, "max_completion_tokens", output_tokens_cap)
+            return changes
+
+        return changed_body(body, model=model, members=members)
 
     def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
         if content_type.startswith(EVENT_STREAM):
@@ -200,119 +194,26 @@ def _output_tokens(choices: object) -> int:
     return counter.tokens
 
 
-def _changed_body(
-    body: bytes, model: str | None, include_usage: bool, output_tokens_cap: int | None, cap_member: str
-) -> bytes:
-    members: dict[str, object] = {}
-    if model is not None:
-        members["model"] = model
-    if include_usage:
-        options = member_values(body, frozenset({"stream_options"})).get("stream_options", b"null")
-        wanted = b'{"include_usage":true}' if options == b"null" else with_members(options, {"include_usage": True})
-        members["stream_options"] = orjson.Fragment(wanted)
-    if output_tokens_cap is not None:
-        given = {name for name, value in member_values(body, frozenset(_CAPS)).items() if value != b"null"}
-        # The client's own member is kept, since some models refuse the other; but an upstream that reads only
-        # one member would not see a cap under another name.
-        if not given or cap_member != "max_completion_tokens":
-            given.add(cap_member)
-        members |= dict.fromkeys(sorted(given), output_tokens_cap)
-    return with_members(body, members)
-
-
-def _refuse_ambiguous(body: bytes, request: dict[str, object]) -> None:
-    """A member that decides the cost must be spelled once: parsers differ on which of two counts, and on case."""
-    if len(request) > MEMBERS_MAX:
-        raise InvalidRequest(f"The body has more than {MEMBERS_MAX} members.")
-    suspect = body.find(b"\\u") >= 0 and _ESCAPED_LETTER.search(body) is not None
-    for name in request:
-        if (needle := _NEEDLES.get(name)) is not None:
-            # A name that is spelled twice may be nested, or a value; only then is it worth looking into.
-            suspect = suspect or body.count(needle) > 1
-        elif name not in _ORDINARY and (folded := name.casefold()) in _DECIDING:
-            raise InvalidRequest(f"{name!r} must be spelled {folded!r}.", param=folded, code="duplicate_member")
-    if not suspect:
-        return
-    try:
-        duplicate = duplicate_member(body, _DECIDING)
-    except MalformedJson as error:
-        raise _unreadable(error) from None
-    if duplicate is not None:
-        raise InvalidRequest(f"{duplicate!r} is given twice.", param=duplicate, code="duplicate_member")
-
-
-def _whole(request: dict[str, object], name: str, maximum: int) -> int | None:
-    """A whole number from 1 to `maximum`, or None where it is absent or null."""
-    value = request.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or not 1 <= value <= maximum:
-        raise InvalidRequest(f"{name!r} must be a whole number from 1 to {maximum}.", param=name)
-    return value
-
-
-def _wants_usage(body: bytes, request: dict[str, object], *, stream: bool) -> bool:
-    options = request.get("stream_options")
-    if options is None:
-        return False
-    if not isinstance(options, dict):
-        raise InvalidRequest("'stream_options' must be an object.", param="stream_options")
-    if not stream:
-        raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
-    if any(name != "include_usage" and name.casefold() == "include_usage" for name in options):
-        raise _usage_twice()
-    if body.count(b'"include_usage"') > 1 or _ESCAPED_LETTER.search(body) is not None:
-        # Which of two counts is up to the parser; one that the upstream reads as false leaves us without usage.
-        try:
-            raw = member_values(body, frozenset({"stream_options"}))["stream_options"]
-            twice = duplicate_member(raw, frozenset({"include_usage"}))
-        except MalformedJson as error:
-            raise _unreadable(error) from None
-        if twice is not None:
-            raise _usage_twice()
-    wanted = options.get("include_usage")
-    if wanted is not None and type(wanted) is not bool:
-        raise InvalidRequest("'include_usage' must be true or false.", param="stream_options.include_usage")
-    return wanted is True
-
-
-def _usage_twice() -> InvalidRequest:
-    return InvalidRequest(
-        "'include_usage' must be given once, and spelled so.", param="stream_options", code="duplicate_member"
-    )
-
-
 def _refuse_unpriced(request: dict[str, object]) -> None:
     """Refuse what would cost something that no meter counts and no price covers."""
     tier = request.get("service_tier")
     if tier is not None and tier not in ("auto", "default"):
         message = "Only the service tiers 'auto' and 'default' are priced here."
         raise InvalidRequest(message, param="service_tier", code="service_tier_not_priced")
-    if not _NOT_METERED.isdisjoint(request):
-        for name in sorted(_NOT_METERED):
-            if request.get(name) is not None:
-                raise _not_metered(name)
+    refuse_present(request, _NOT_METERED)
     modalities = request.get("modalities")
     if modalities is not None and (not isinstance(modalities, list) or any(item != "text" for item in modalities)):
-        raise _not_metered("modalities")
+        raise not_metered("modalities")
     cache_options = request.get("prompt_cache_options")
     if cache_options is not None and (not isinstance(cache_options, dict) or cache_options.get("ttl") == "12h"):
-        raise _not_metered("prompt_cache_options")
+        raise not_metered("prompt_cache_options")
     tools = request.get("tools")
     if tools is not None:
         if not isinstance(tools, list):
             raise InvalidRequest("'tools' must be a list.", param="tools")
         # Tools that the upstream runs by itself have fees of their own.
         if any(not isinstance(tool, dict) or tool.get("type") not in ("function", "custom") for tool in tools):
-            raise _not_metered("tools")
-
-
-def _unreadable(error: MalformedJson) -> InvalidRequest:
-    return InvalidRequest(f"The body cannot be read: {error}.", code="invalid_json")
-
-
-def _not_metered(param: str) -> InvalidRequest:
-    return InvalidRequest(f"{param!r} asks for something that is not metered here.", param=param, code="not_metered")
+            raise not_metered("tools")
 
 
 def _read_messages(messages: object) -> _Images:
@@ -324,7 +225,7 @@ def _read_messages(messages: object) -> _Images:
         if not isinstance(message, dict):
             raise InvalidRequest(f"Message {position} must be an object.", param=f"messages[{position}]")
         if message.get("audio") is not None:
-            raise _not_metered(f"messages[{position}].audio")
+            raise not_metered(f"messages[{position}].audio")
         content = message.get("content")
         if content is None or isinstance(content, str):
             continue
@@ -341,10 +242,10 @@ def _read_parts(parts: list[object], images: _Images, param: str) -> _Images:
     for position, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(part, dict) or kind not in ("text", "image_url", "refusal"):
-            raise _not_metered(f"{param}[{position}]")
+            raise not_metered(f"{param}[{position}]")
         breakpoint_options = part.get("prompt_cache_breakpoint")
         if isinstance(breakpoint_options, dict) and breakpoint_options.get("ttl") == "12h":
-            raise _not_metered(f"{param}[{position}].prompt_cache_breakpoint")
+            raise not_metered(f"{param}[{position}].prompt_cache_breakpoint")
         if kind == "image_url":
             count += 1
             image = part.get("image_url")

@@ -9,12 +9,12 @@ from gateway.core.usage import InvalidUsage
 from gateway.endpoints.chat import (
     IMAGE_TOKENS_ESTIMATE,
     IMAGE_TOKENS_MAX,
-    MEMBERS_MAX,
     TEMPLATE_TOKENS_MAX,
     TOOLS_TEMPLATE_TOKENS_MAX,
     ChatEndpoint,
 )
 from gateway.endpoints.endpoint import Endpoint, InvalidRequest
+from gateway.endpoints.json_request import MEMBERS_MAX
 from tests.support.recordings import LIMITS, REPLIES, Reply
 
 ENDPOINT = ChatEndpoint()
