@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import orjson
 
-from gateway.core.estimate import OutputCounter, prompt_tokens_estimate
-from gateway.core.json_members import parse
-from gateway.core.sse import BOM, EVENT_STREAM
+from gateway.core.estimate import prompt_tokens_estimate
+from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
-from gateway.core.usage_json import LargeReply
-from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
+from gateway.endpoints.chat_stream import ChatStream
+from gateway.endpoints.completion_reply import read_completion
 from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
@@ -153,45 +152,10 @@ class ChatEndpoint:
         return b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps(document)
 
     def read_reply(self, body: bytes) -> ReplySeen:
-        """A reply that is no JSON object, such as a proxy's HTML page, holds no output and is not charged."""
-        try:
-            reply = parse(body.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            return _unparsed(body.removeprefix(BOM))
-        if not isinstance(reply, dict):
-            return ReplySeen(None, int, False)
-        usage = reply.get("usage")
-        failed = is_error(reply)
-        choices = None if failed else reply.get("choices")
-        tier = reply.get("service_tier")
-        return ReplySeen(
-            usage if isinstance(usage, dict) else None,
-            lambda: _output_tokens(choices),
-            failed,
-            tier if isinstance(tier, str) else "",
-        )
+        return read_completion(body)
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         return read_token_usage(usage, limits)
-
-
-def _unparsed(body: bytes) -> ReplySeen:
-    """A reply that our parser refuses and a client's may not: a NaN, bad UTF-8, deep nesting, events under a wrong
-    content type. Its usage counts all the same."""
-    if body.lstrip().startswith((b"data:", b"event:", b":")):
-        stream = ChatStream(remove_usage=False)
-        stream.feed(body)
-        stream.finish()
-        return ReplySeen(stream.usage, stream.output_tokens_estimate, stream.failed)
-    scanned = LargeReply()
-    scanned.feed(body)
-    return ReplySeen(scanned.usage, scanned.count_output if scanned.is_complete else int, False)
-
-
-def _output_tokens(choices: object) -> int:
-    counter = OutputCounter()
-    count_choices(choices, counter)
-    return counter.tokens
 
 
 def _refuse_unpriced(request: dict[str, object]) -> None:

@@ -53,6 +53,7 @@ class CallRequest(NamedTuple):
     usage. `alternatives` are sets of meters of which a model is priced by one, such as characters, or text and audio
     tokens. `outputs` are the meters that the output may turn out to be, `output_units` what one counted unit of it is
     charged as without usage. `stored` names the member that refers to what only the upstream knows the size of.
+    `echo_tokens` estimates what of the reply is the prompt again.
     """
 
     model: str
@@ -71,6 +72,7 @@ class CallRequest(NamedTuple):
     passes: int = 1
     service_tier: str = ""
     stored: str | None = None
+    echo_tokens: int = 0
 
 
 class ReplySeen(NamedTuple):

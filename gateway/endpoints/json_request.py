@@ -5,7 +5,7 @@ counts, and on case, so that the upstream might read another value than we do.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import orjson
 
@@ -13,6 +13,7 @@ from gateway.core.json_members import MalformedJson, duplicate_member, member_va
 from gateway.endpoints.endpoint import InvalidRequest
 
 MODEL_CHARS_MAX = 256
+TIER_CHARS_MAX = 64
 MEMBERS_MAX = 256
 # Quotes and opening brackets, counted without a parse. The event loop stands still while a body is read: 20 MB of `[]`
 # took 6 s, a million of them 0.3 s. It is more than the text of any context has.
@@ -95,6 +96,21 @@ def read_whole(request: Mapping[str, object], name: str, maximum: int, *, minimu
     if type(value) is not int or not minimum <= value <= maximum:
         raise InvalidRequest(f"{name!r} must be a whole number from {minimum} to {maximum}.", param=name)
     return value
+
+
+def read_tier(request: Mapping[str, object]) -> str:
+    """The tier of service asked for; "" where none is. Whether it has a price is not decided here."""
+    tier = request.get("service_tier")
+    if tier is None:
+        return ""
+    if not isinstance(tier, str) or len(tier) > TIER_CHARS_MAX:
+        raise InvalidRequest("'service_tier' must be the name of a tier of service.", param="service_tier")
+    return tier
+
+
+def is_token_list(value: list[object], kinds: Collection[type] | None = None) -> bool:
+    """Whether this is a list of tokens, at least one; `kinds` are the types in it, where they are known."""
+    return bool(value) and (kinds or set(map(type, value))) == {int} and min(value) >= 0  # type: ignore[type-var, operator]
 
 
 def read_wants_usage(body: bytes, request: Mapping[str, object], *, stream: bool) -> bool:

@@ -11,7 +11,10 @@ from aiohttp import web
 
 from gateway.db.pool import LedgerAway
 from gateway.endpoints.chat import ChatEndpoint
+from gateway.endpoints.completions import CompletionsEndpoint
+from gateway.endpoints.embeddings import EmbeddingsEndpoint
 from gateway.endpoints.endpoint import Endpoint
+from gateway.endpoints.moderations import ModerationsEndpoint
 from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
@@ -22,7 +25,12 @@ _log = logging.getLogger("farebox.web")
 
 PREFIX = "/v1"
 # path below the prefix -> the endpoint that meters it
-METERED: Mapping[str, Endpoint] = {"/chat/completions": ChatEndpoint()}
+METERED: Mapping[str, Endpoint] = {
+    "/chat/completions": ChatEndpoint(),
+    "/completions": CompletionsEndpoint(),
+    "/embeddings": EmbeddingsEndpoint(),
+    "/moderations": ModerationsEndpoint(),
+}
 _MODELS = PREFIX + "/models"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

@@ -32,8 +32,8 @@ async def test_a_wrong_method(shop: Shop, method: str) -> None:
         "/v1/",
         "//",
         "/v1/chat",
-        "/v1/completions",
-        "/v1/embeddings",
+        "/v1/embeddings/",
+        "/v1/completions/x",
         "/v1/chat/completions/",
         "/v1/chat/completions/..",
         "/v1/chat/completions/../../models",
@@ -76,7 +76,7 @@ async def test_every_metered_path_names_its_meter(shop: Shop) -> None:
         assert path.startswith("/")
         assert endpoint.name
         reply = await exchange(shop.farebox.app.port, request("POST", f"/v1{path}", body=b"{}", key=shop.farebox.key))
-        check_envelope(reply, 400, "invalid_request", "model")
+        check_envelope(reply, 400, "invalid_request", "input" if path == "/moderations" else "model")
     await shop.untouched()
 
 
