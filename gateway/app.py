@@ -55,7 +55,7 @@ _GUARD_SECONDS = 2.0
 # What a running gateway takes over from changed settings; anything else needs a restart.
 _RELOADED = (
     "upstream", "aliases", "min_output_tokens", "hold_slice_tokens", "drain_seconds", "calls_in_flight_max",
-    "stop_seconds",
+    "stop_seconds", "stored_context", "auto_service_tier",
 )  # fmt: skip
 
 
@@ -103,6 +103,8 @@ class App:
         self.gateway.relay.forget()
         self.gateway.min_output_tokens = settings.min_output_tokens
         self.gateway.hold_slice_tokens = settings.hold_slice_tokens
+        self.gateway.stored_context = settings.stored_context
+        self.gateway.auto_service_tier = settings.auto_service_tier
         self.gateway.drain_seconds = settings.drain_seconds
         self.gateway.calls_in_flight_max = settings.calls_in_flight_max
         changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
@@ -233,6 +235,8 @@ def _wire(
         metrics=metrics,
         min_output_tokens=settings.min_output_tokens,
         hold_slice_tokens=settings.hold_slice_tokens,
+        stored_context=settings.stored_context,
+        auto_service_tier=settings.auto_service_tier,
         drain_seconds=settings.drain_seconds,
         calls_in_flight_max=settings.calls_in_flight_max,
     )

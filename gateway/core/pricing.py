@@ -16,8 +16,9 @@ _NONE: Quantities = {}
 _DEARER: Mapping[str, tuple[Meter, ...]] = {
     Meter.INPUT: (Meter.CACHED_INPUT, Meter.CACHE_WRITE),
     Meter.CACHE_WRITE_12H: (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE),
-    Meter.AUDIO_INPUT: (Meter.CACHED_AUDIO_INPUT,),
-    Meter.IMAGE_INPUT: (Meter.CACHED_IMAGE_INPUT,),
+    # Usage need not say which tokens were sound or images.
+    Meter.AUDIO_INPUT: (Meter.CACHED_AUDIO_INPUT, Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE),
+    Meter.IMAGE_INPUT: (Meter.CACHED_IMAGE_INPUT, Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE),
     Meter.OUTPUT: (Meter.REASONING_OUTPUT,),
 }
 
@@ -204,7 +205,7 @@ def dearest_rate(rates: Rates, meter: str) -> int:
     variants = [rate for name, rate in rates.items() if name.startswith(f"{meter}/")]
     if variants and meter not in rates:
         return max(variants)
-    return max(rate_picos(rates, meter), *candidates, *variants)
+    return max((rate_picos(rates, meter), *candidates, *variants))
 
 
 def ceiling_picos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:

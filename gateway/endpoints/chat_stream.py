@@ -253,6 +253,9 @@ def count_choices(choices: object, counter: OutputCounter) -> None:
             if text:
                 carried = 1
                 text_bytes += utf8_bytes(text) if isinstance(text, str) else _parts_bytes(text)
+        if isinstance(audio := part.get("audio"), dict):
+            carried = 1
+            text_bytes += _audio_bytes(audio)
         if (calls := part.get("tool_calls")) or part.get("function_call"):
             carried = 1
             text_bytes += _calls_bytes(calls, part.get("function_call"))
@@ -272,6 +275,16 @@ def _parts_bytes(content: object) -> int:
         elif isinstance(item, dict):
             waiting += (item.get("text"), item.get("thinking"))
     return total
+
+
+def _audio_bytes(audio: Mapping[str, object]) -> int:
+    """As many bytes as a text of so many tokens has: its transcript, or its sound where that is more.
+
+    A second of sound is 20 tokens, and 64,000 characters of base64 where it is pcm16, as it is in a stream.
+    """
+    transcript, data = audio.get("transcript"), audio.get("data")
+    said = utf8_bytes(transcript) if isinstance(transcript, str) else 0
+    return max(said, len(data) // 800 if isinstance(data, str) else 0)
 
 
 def _calls_bytes(calls: object, function_call: object) -> int:

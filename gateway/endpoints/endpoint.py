@@ -53,7 +53,8 @@ class CallRequest(NamedTuple):
     usage. `alternatives` are sets of meters of which a model is priced by one, such as characters, or text and audio
     tokens. `outputs` are the meters that the output may turn out to be, `output_units` what one counted unit of it is
     charged as without usage. `stored` names the member that refers to what only the upstream knows the size of.
-    `echo_tokens` estimates what of the reply is the prompt again.
+    `echo_tokens` estimates what of the reply is the prompt again. `fixed` is used once by every such call, whatever its
+    usage says, and is part of `extra_max`. `for_model` gives the same request once the model's own name is known.
     """
 
     model: str
@@ -73,6 +74,8 @@ class CallRequest(NamedTuple):
     service_tier: str = ""
     stored: str | None = None
     echo_tokens: int = 0
+    fixed: Quantities = NOTHING
+    for_model: "Callable[[CallRequest, str], CallRequest] | None" = None
 
 
 class ReplySeen(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from gateway.core.catalogue import Meter, Model, Price
+from gateway.core.catalogue import ONE_BP, Meter, Model, Price
 from gateway.core.ceiling import Bounds, CapTooLarge, Ceiling, ceiling
 from gateway.core.pricing import (
     CostOutOfRange,
@@ -91,8 +91,14 @@ def admit(
     *,
     min_output_tokens: int,
     hold_slice_tokens: int,
+    stored_context: str = "ceiling",
+    auto_service_tier: str = "default",
 ) -> Offer:
-    """Raises MalformedRequest, ModelNotFound."""
+    """Raises MalformedRequest, ModelNotFound.
+
+    `stored_context`: what is stored upstream is held at the model's context ("ceiling"), or refused ("refuse").
+    `auto_service_tier`: in which tier the upstream may serve a call that names none.
+    """
     try:
         request = endpoint.read_request(body)
     except InvalidRequest as error:
@@ -101,6 +107,17 @@ def admit(
     if found is None or not is_allowed(principal, request.model, found[0]):
         raise ModelNotFound(param="model")
     model, price, routes = found
+    if request.for_model is not None:
+        request = request.for_model(request, model.name)
+    if request.stored is not None and stored_context == "refuse":
+        message = "What is stored upstream is not taken here: nobody here knows its size."
+        raise MalformedRequest(message, code="not_metered", param=request.stored)
+    if not is_tier_priced(price, request.service_tier):
+        message = "This model has no price for this tier of service."
+        raise MalformedRequest(message, code="service_tier_not_priced", param="service_tier")
+    if request.service_tier in ("", "auto") and price.multipliers.get(auto_service_tier, 0) > ONE_BP:
+        # The reply's own word for it is what counts in the end; until then, and without it, the dearer.
+        request = request._replace(service_tier=auto_service_tier)
     # Only what is shown can be counted as it passes.
     grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
     try:
@@ -136,8 +153,6 @@ def _ceiling(
         extra = {**extra, Meter.OUTPUT: model.output_tokens_max * request.choices}
     cap = request.output_tokens_cap if request.output is Output.CAPPED else 0
     terms = Terms(request.service_tier, upstream_bp)
-    if not is_tier_priced(price, request.service_tier):
-        raise Unpriced(f"tier of service {request.service_tier}")
     found: list[Ceiling] = []
     chosen: list[frozenset[str] | None] = [*priced_alternatives(price, request.alternatives)]
     for meters in chosen or [None]:

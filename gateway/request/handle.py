@@ -88,6 +88,8 @@ class Gateway:
     stopping: bool = False
     in_flight: int = 0  # calls that ask for money or hold it
     unsettled: int = 0  # calls that hold money
+    stored_context: str = "ceiling"
+    auto_service_tier: str = "default"
 
 
 async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbound, client: Client) -> Finish:
@@ -108,6 +110,8 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
         shelf,
         min_output_tokens=gateway.min_output_tokens,
         hold_slice_tokens=gateway.hold_slice_tokens,
+        stored_context=gateway.stored_context,
+        auto_service_tier=gateway.auto_service_tier,
     )
     if points.armed:
         points.reach("admit.done")

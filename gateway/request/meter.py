@@ -160,6 +160,8 @@ def _exact(offer: Offer, reading: Reading, terms: Terms, basis: str, reason: str
     rates = offer.price.rates
     quantities = reading.quantities
     reasoning = reading.reasoning_tokens
+    if offer.request.fixed:
+        quantities = {**quantities, **offer.request.fixed}
     if Meter.REQUESTS in rates:
         quantities = {**quantities, Meter.REQUESTS: 1}
     if reasoning and Meter.REASONING_OUTPUT in rates:

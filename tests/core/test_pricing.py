@@ -150,6 +150,10 @@ def test_a_variant_is_priced_by_its_own_rate_or_the_more_general() -> None:
     assert {name: rate_picos(rates, name) for name in table} == table
     # Of what is not known, the dearest counts.
     assert (dearest_rate(rates, "images"), dearest_rate({"images/low": 2}, "images")) == (90, 2)
+    assert dearest_rate({Meter.WEB_SEARCHES: 5}, Meter.WEB_SEARCHES) == 5
+    # Usage need not tell sound and images from text.
+    text: Rates = {Meter.INPUT: 7, Meter.CACHE_WRITE: 9, Meter.AUDIO_INPUT: 2, Meter.IMAGE_INPUT: 3}
+    assert dearest_rate(text, Meter.AUDIO_INPUT) == dearest_rate(text, Meter.IMAGE_INPUT) == 9
     with pytest.raises(Unpriced):
         rate_picos({"images/high": 1}, "images/low")
 

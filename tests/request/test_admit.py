@@ -1,5 +1,6 @@
 """Step 2. What is asked for, who may ask for it, where it goes and what it can cost at most."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from gateway.endpoints.chat import ChatEndpoint
 from gateway.errors import MalformedRequest, ModelNotFound
 from gateway.request.admit import Shelf, admit
 from gateway.request.authenticate import Principal
-from tests.support.gateway import MODEL, OUTPUT, RATES
+from tests.support.gateway import CONTEXT, MODEL, OUTPUT, RATES
 from tests.support.offers import ANYONE, WORKING_MODEL, body_of, offer_of, price_of, shelf_of, upstream_of
 
 # The body of `offer_of()` is 78 bytes; the template of a chat is bounded by 256 tokens.
@@ -173,3 +174,52 @@ def test_the_body_goes_along_as_it_came() -> None:
     body = body_of(max_tokens=5)
     offer = admit(ANYONE, ChatEndpoint(), body, shelf_of(), min_output_tokens=16, hold_slice_tokens=4_096)
     assert offer.body is body
+
+
+FILE = [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]
+
+
+def test_what_is_stored_upstream_is_held_at_the_context_or_refused() -> None:
+    body = body_of(messages=FILE, max_tokens=1)
+    limits: dict[str, Any] = {"min_output_tokens": 16, "hold_slice_tokens": 4_096}
+    offer = admit(ANYONE, ChatEndpoint(), body, shelf_of(), **limits)
+    assert offer.ceiling.nanos == CONTEXT + offer.ceiling.input_tokens_max + 4
+    with pytest.raises(MalformedRequest) as refused:
+        admit(ANYONE, ChatEndpoint(), body, shelf_of(), stored_context="refuse", **limits)
+    assert (refused.value.code, refused.value.param) == ("not_metered", "messages[0].content[0]")
+    admit(ANYONE, ChatEndpoint(), body_of(), shelf_of(), stored_context="refuse", **limits)
+
+
+@pytest.mark.parametrize(
+    ("asked", "auto", "share"),
+    [
+        (None, "default", 1.0),
+        (None, "priority", 2.0),
+        ("auto", "priority", 2.0),
+        ("default", "priority", 1.0),
+        ("flex", "priority", 0.5),
+        # The reply may still name the default: the dearer is held.
+        ("auto", "flex", 1.0),
+        (None, "ultrafast", 1.0),
+    ],
+)
+def test_a_tier_of_service_multiplies_the_ceiling(asked: str | None, auto: str, share: float) -> None:
+    price = replace(price_of(), multipliers={"priority": 20_000, "flex": 5_000})
+    body = body_of(service_tier=asked, max_tokens=10)
+    offer = admit(
+        ANYONE,
+        ChatEndpoint(),
+        body,
+        shelf_of(prices=[price]),
+        min_output_tokens=16,
+        hold_slice_tokens=4_096,
+        auto_service_tier=auto,
+    )
+    assert offer.ceiling.nanos == math.ceil(share * (len(body) + 256 + 40))
+
+
+@pytest.mark.parametrize("tier", ["priority", "AUTO", "fast"])
+def test_a_tier_of_service_without_a_price_is_refused(tier: str) -> None:
+    with pytest.raises(MalformedRequest) as refused:
+        offer_of(service_tier=tier)
+    assert (refused.value.code, refused.value.param) == ("service_tier_not_priced", "service_tier")
