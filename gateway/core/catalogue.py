@@ -74,6 +74,8 @@ _VARIANT = re.compile(r"(images|containers)(/[a-z0-9][a-z0-9_.-]{0,23}){1,2}")
 RATE_PICOS_MAX = 10**12
 UNIT_RATE_PICOS_MAX = 10**15
 _UNIT_METERS = frozenset({Meter.IMAGES, Meter.REQUESTS, Meter.WEB_SEARCHES, Meter.FILE_SEARCHES, Meter.CONTAINERS})
+# What the upstream's own tools cost by the call. The price data leaves them as they are in every tier of service.
+_TOOL_METERS = frozenset({Meter.WEB_SEARCHES, Meter.FILE_SEARCHES, Meter.CONTAINERS})
 # One, in the ten-thousandths in which multipliers are given.
 ONE_BP = 10_000
 MULTIPLIER_BP_MAX = 100 * ONE_BP
@@ -94,6 +96,11 @@ def general_meter(name: str) -> str | None:
     if "/" in name:
         return name.rpartition("/")[0]
     return FALLBACK.get(name)
+
+
+def is_tool_meter(name: str) -> bool:
+    """Whether `name` is the fee of a hosted tool, or a variant of one."""
+    return name.partition("/")[0] in _TOOL_METERS
 
 
 def rate_picos_max(name: str) -> int:

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from gateway.core.catalogue import INPUT_METERS, ONE_BP, Meter, Price, Rates, general_meter
+from gateway.core.catalogue import INPUT_METERS, ONE_BP, Meter, Price, Rates, general_meter, is_tool_meter
 from gateway.core.money import COST_PICOS_MAX
 
 Quantities = Mapping[str, int]
 
 # What upstreams call the tier of service whose rates are the price.
 DEFAULT_TIERS = frozenset({"", "auto", "default", "standard", "scale"})
+# What a price calls work handed in by the batch. The endpoint decides that, never the word of a request or a reply:
+# an upstream that does not know the word would do the work at the full price.
+BATCH_TIER = "batch"
 
 _NONE: Quantities = {}
 # A bound counts units of the first; those units may turn out to be any of the others.
@@ -42,12 +45,15 @@ STANDARD = Terms()
 
 
 def is_tier_priced(price: Price, service_tier: str) -> bool:
-    """Whether calls of this tier of service have a price."""
-    return service_tier in DEFAULT_TIERS or service_tier in price.multipliers
+    """Whether a call that names this tier of service has a price."""
+    return service_tier in DEFAULT_TIERS or (service_tier in price.multipliers and service_tier != BATCH_TIER)
 
 
 def multiplied(price: Price, rates: Rates, terms: Terms) -> Rates:
-    """`rates` under `terms`, each rounded up to a whole pico. Raises Unpriced."""
+    """`rates` under `terms`, each rounded up to a whole pico. Raises Unpriced.
+
+    The fees of hosted tools are the same in every tier of service, but an upstream's uplift is on them, too.
+    """
     if terms is STANDARD or terms == STANDARD:
         return rates
     share = price.multipliers.get(terms.service_tier)
@@ -55,10 +61,12 @@ def multiplied(price: Price, rates: Rates, terms: Terms) -> Rates:
         if terms.service_tier not in DEFAULT_TIERS:
             raise Unpriced(f"tier of service {terms.service_tier}")
         share = ONE_BP
-    factor = share * terms.upstream_bp
-    if factor == ONE_BP * ONE_BP:
+    if share == terms.upstream_bp == ONE_BP:
         return rates
-    return {meter: -(-rate * factor // (ONE_BP * ONE_BP)) for meter, rate in rates.items()}
+    return {
+        meter: -(-rate * (ONE_BP if is_tool_meter(meter) else share) * terms.upstream_bp // (ONE_BP * ONE_BP))
+        for meter, rate in rates.items()
+    }
 
 
 def rates_at(price: Price, input_tokens: int) -> Rates:

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter, Price, Rates, Tier
 from gateway.core.money import COST_PICOS_MAX, ceil_nanos, round_nanos
 from gateway.core.pricing import (
+    STANDARD,
     CostOutOfRange,
     Terms,
     Unpriced,
@@ -19,6 +20,7 @@ from gateway.core.pricing import (
     cost_picos,
     dearest_rate,
     dearest_rates,
+    is_tier_priced,
     priced_alternatives,
     rate_picos,
     rates_at,
@@ -29,6 +31,27 @@ INPUTS = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE)
 TEXT = (*INPUTS, Meter.OUTPUT)
 TOKENS = st.integers(0, 2_000_000)
 RATE = st.integers(0, 10**9)
+# Of the oracle below alone: what it says it has from the words of the README and the design, not from the code.
+EVERY_INPUT = (
+    *("input", "cached_input", "cache_write", "cache_write_12h"),
+    *("audio_input", "cached_audio_input", "image_input", "cached_image_input"),
+)
+NEXT = {
+    "cached_input": "input",
+    "cache_write": "input",
+    "image_input": "input",
+    "cached_image_input": "image_input",
+    "cached_audio_input": "audio_input",
+    "reasoning_output": "output",
+    "images/high/1024x1024": "images/high",
+    "images/high": "images",
+    "images/low/512x512": "images/low",
+    "images/low": "images",
+    "containers/4g": "containers",
+}
+TOOLS = ("web_searches", "file_searches", "containers", "containers/4g")
+EVERY_NAME = (*map(str, Meter), *(name for name in NEXT if "/" in name))
+SHARES = st.integers(0, 100_000)
 
 
 def price(rates: Rates, *tiers: Tier) -> Price:
@@ -48,18 +71,48 @@ def prices(draw: st.DrawFn) -> Price:
 QUANTITIES = st.fixed_dictionaries({}, optional=dict.fromkeys(map(str, TEXT), TOKENS))
 
 
-def oracle(price: Price, quantities: Mapping[str, int]) -> Decimal:
-    """The rule again, meter by meter, in decimals: the highest tier passed that knows the meter, else its base."""
-    exact = Context(prec=60)
-    total_input = sum(quantities.get(meter, 0) for meter in INPUTS)
+@st.composite
+def any_prices(draw: st.DrawFn) -> Price:
+    """Prices of any meters and variants, any tiers of them, and any tiers of service."""
+    any_rates = st.dictionaries(st.sampled_from(EVERY_NAME), RATE, min_size=1, max_size=12)
+    starts = sorted(draw(st.sets(st.integers(1, 1_000_000), max_size=2)))
+    tiers = [Tier(start, draw(any_rates)) for start in starts]
+    shares = draw(st.dictionaries(st.sampled_from(["flex", "priority", "batch"]), SHARES))
+    return replace(price(draw(any_rates), *tiers), multipliers=shares)
+
+
+USED = st.dictionaries(st.sampled_from(EVERY_NAME), TOKENS, max_size=8)
+TERMS = st.builds(Terms, st.sampled_from(["", "default", "flex", "priority", "batch"]), st.integers(1, 20_000))
+EXACT = Context(prec=80)
+
+
+def oracle(price: Price, quantities: Mapping[str, int], terms: Terms = STANDARD) -> Decimal | None:
+    """The rule again, meter by meter, in decimals: the highest tier passed that knows the meter, else its base.
+
+    None where something that was used has no price.
+    """
+    total_input = sum(quantities.get(meter, 0) for meter in EVERY_INPUT)
+    levels = [price.rates, *(tier.rates for tier in price.tiers if total_input > tier.above_input_tokens)]
     cost = Decimal(0)
+    share = Decimal(1)
+    if terms.service_tier in price.multipliers:
+        share = Decimal(price.multipliers[terms.service_tier]).scaleb(-4)
+    elif terms.service_tier not in {"", "default"}:
+        return None
     for meter, quantity in quantities.items():
-        for known in (meter, Meter.INPUT):
-            levels = [price.rates, *(tier.rates for tier in price.tiers if total_input > tier.above_input_tokens)]
-            stated = [Decimal(rates[known]) for rates in levels if known in rates]
-            if stated:
-                cost = exact.add(cost, exact.multiply(stated[-1], Decimal(quantity)))
-                break
+        known: str | None = meter
+        while known is not None and not any(known in rates for rates in levels):
+            known = NEXT.get(known)
+        if known is None:
+            if quantity:
+                return None
+            continue
+        rate = EXACT.multiply(Decimal([rates[known] for rates in levels if known in rates][-1]), Decimal(1))
+        rate = EXACT.multiply(rate, Decimal(terms.upstream_bp).scaleb(-4))
+        if known not in TOOLS:
+            rate = EXACT.multiply(rate, share)
+        rate = rate.to_integral_value(ROUND_CEILING)
+        cost = EXACT.add(cost, EXACT.multiply(rate, Decimal(quantity)))
     return cost
 
 
@@ -68,6 +121,57 @@ def test_a_cost_is_the_exact_sum_in_whole_picos(price: Price, quantities: dict[s
     cost = cost_picos(price, quantities)
     assert type(cost) is int
     assert cost == oracle(price, quantities)
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_prices(), USED, TERMS)
+def test_every_meter_tier_and_term_costs_what_the_oracle_says(
+    price: Price, quantities: dict[str, int], terms: Terms
+) -> None:
+    expected = oracle(price, quantities, terms)
+    try:
+        cost = cost_picos(price, quantities, terms)
+    except Unpriced:
+        assert expected is None
+    except CostOutOfRange:
+        assert expected is not None
+        assert expected > COST_PICOS_MAX
+    else:
+        assert type(cost) is int
+        assert cost == expected
+
+
+# What a bound of the first may turn out to be, besides itself.
+MAY_BE = {
+    "input": ("cached_input", "cache_write"),
+    "cache_write_12h": ("input", "cached_input", "cache_write"),
+    "audio_input": ("cached_audio_input",),
+    "image_input": ("cached_image_input",),
+    "output": ("reasoning_output",),
+    "images": ("images/low/512x512", "images/high/1024x1024"),
+    "containers": ("containers/4g",),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), any_prices(), TERMS)
+def test_whatever_a_bound_turns_out_to_be_its_ceiling_covers_it(
+    data: st.DataObject, price: Price, terms: Terms
+) -> None:
+    extra = data.draw(st.dictionaries(st.sampled_from([*MAY_BE, "characters", "web_searches"]), st.integers(0, 10**5)))
+    into, out = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 10**5))
+    outputs = data.draw(st.sampled_from([("output",), ("output", "audio_output"), ("image_output",)]))
+    try:
+        bound = dearest_rates(price, into, extra=extra, outputs=outputs, terms=terms).ceiling_picos(into, out)
+    except (Unpriced, CostOutOfRange):
+        return
+    used: dict[str, int] = {"requests": 1} if "requests" in price.rates else {}
+    for name, most in [("input", into), *((name, out) for name in outputs[-1:]), *extra.items()]:
+        turned = data.draw(st.sampled_from([name, *MAY_BE.get(name, ())]))
+        used[turned] = used.get(turned, 0) + data.draw(st.integers(0, most))
+    cost = oracle(price, used, terms)
+    # Where only variants have a price, one of another name may have none: it is then no usage, but missing.
+    assert cost is None or cost <= bound
 
 
 @given(prices(), QUANTITIES, TOKENS, TOKENS)
@@ -142,6 +246,22 @@ def test_a_tier_of_service_and_an_upstream_multiply_every_rate() -> None:
         assert dearest_rates(dear, 10, terms=Terms(tier, upstream_bp)).ceiling_picos(10, 10) == picos
     with pytest.raises(Unpriced):
         cost_picos(plain, used, Terms("priority"))
+
+
+def test_the_fees_of_hosted_tools_are_the_same_in_every_tier_of_service() -> None:
+    tools = {Meter.WEB_SEARCHES: 10, Meter.FILE_SEARCHES: 5, "containers/4g": 7}
+    one = replace(price({Meter.INPUT: 4, **tools}), multipliers={"flex": 5_000, "priority": 20_000})
+    used: Rates = {Meter.INPUT: 1, Meter.WEB_SEARCHES: 1, Meter.FILE_SEARCHES: 1, "containers/4g": 1}
+    # 2 and 8 for the token; 22 for the tools, and 25 with an upstream's tenth on top: 11 + 6 + 8, each rounded up.
+    table = {Terms("flex"): 24, Terms("priority"): 30, Terms("flex", 11_000): 3 + 25}
+    assert {terms: cost_picos(one, used, terms) for terms in table} == table
+
+
+def test_a_call_cannot_name_itself_a_batch() -> None:
+    halved = replace(price({Meter.INPUT: 4}), multipliers={"batch": 5_000, "flex": 5_000})
+    assert [is_tier_priced(halved, tier) for tier in ("batch", "flex", "priority", "")] == [False, True, False, True]
+    # Whoever takes batches bills them so.
+    assert cost_picos(halved, {Meter.INPUT: 1}, Terms("batch")) == 2
 
 
 def test_a_variant_is_priced_by_its_own_rate_or_the_more_general() -> None:
