@@ -4,12 +4,17 @@ A TOML file with tables `[model."NAME"]` and `[[family]]`. A family has a `match
 have a `provider`, whose names alone are meant; the first that matches counts. Every other field is optional:
 
     context_tokens_max, output_tokens_max, hidden_reasoning, owned_by
-    rates.<meter> = "2.50"      decimal string per million units; given once, they are the whole price
+    rates.<name> = "2.50"       decimal string; given once, they are the whole price
     tiers = [{ above_input_tokens = 272_000, rates.input = "5" }]      only beside rates
+    extra_rates.<name> = "0.03"                                        beside the rates that the data has
+    derived_rates.<name> = "2 input"     so many times another meter's rate, in every tier, where the price has none
+    multipliers.<tier> = "0.5"  what tiers of service cost; given once, these are all of them
     unpriced = "why"            the model is not offered
     like = "NAME"               priced and limited as that model is (not in a family)
 
-Bad content raises InvalidPrice with the key named.
+A rate is per million tokens or characters (`input`, `characters`, …); per image, request, search or container
+(`images`, `images/high/1024x1024`, `containers/4g`, …); or per time of sound (`audio_seconds`, `audio_minutes`,
+`audio_hours`). Bad content raises InvalidPrice with the key named.
 """
 
 import tomllib
@@ -18,15 +23,26 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from gateway.core.catalogue import InvalidPrice, Meter, Rates, Tier, rate_per_million
+from gateway.core.catalogue import InvalidPrice, Rates, Tier, multipliers_from_json
+from gateway.core.rate_units import read_multiplier, read_rate
 
 OVERLAY_BYTES_MAX = 1 << 20
 NAME_CHARACTERS_MAX = 256
 TOKENS_MAX = 100_000_000
 TIERS_MAX = 16
 
+_Read = TypeVar("_Read")
+
 _PRICE_FIELDS = ("rates", "unpriced", "like")
+
+
+class Derived(NamedTuple):
+    """A rate that is another meter's, so many ten-thousandths of it."""
+
+    meter: str
+    times_bp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +56,9 @@ class Note:
     owned_by: str | None = None
     rates: Rates | None = None
     tiers: tuple[Tier, ...] = ()
+    extra_rates: Rates | None = None
+    derived_rates: Mapping[str, Derived] | None = None
+    multipliers: Mapping[str, int] | None = None
     unpriced: str | None = None
     like: str | None = None
 
@@ -123,6 +142,9 @@ def _note(table: dict[str, object], key: str) -> Note:
         "owned_by": _text,
         "rates": _rates,
         "tiers": _tiers,
+        "extra_rates": _rates,
+        "derived_rates": _derived,
+        "multipliers": _multipliers,
         "unpriced": _text,
         "like": _text,
     }
@@ -144,20 +166,49 @@ def _rates(value: object, key: str) -> Rates:
         raise InvalidPrice(f"{key}: must have at least one meter")
     rates: dict[str, int] = {}
     for name, amount in table.items():
-        try:
-            meter = Meter(name)
-        except ValueError:
-            raise InvalidPrice(f"{key}.{name}: not a meter ({', '.join(Meter)})") from None
-        # A float has already lost what the writer meant.
-        if not isinstance(amount, str):
-            raise InvalidPrice(f'{key}.{name}: must be a decimal string per million, such as "2.50"')
-        try:
-            rates[meter] = rate_per_million(Decimal(amount))
-        except InvalidOperation:
-            raise InvalidPrice(f"{key}.{name}: {amount[:40]!r} is not a decimal number") from None
-        except InvalidPrice as error:
-            raise InvalidPrice(f"{key}.{name}: {error}") from None
+        meter, picos = _decimal(name, amount, f"{key}.{name}", read_rate)
+        if meter in rates:
+            raise InvalidPrice(f"{key}.{name}: {meter} is given twice")
+        rates[meter] = picos
     return rates
+
+
+def _decimal(name: str, amount: object, key: str, read: Callable[[str, Decimal], _Read]) -> _Read:
+    # A float has already lost what the writer meant.
+    if not isinstance(amount, str):
+        raise InvalidPrice(f'{key}: must be a decimal string, such as "2.50"')
+    try:
+        return read(name, Decimal(amount))
+    except InvalidOperation:
+        raise InvalidPrice(f"{key}: {amount[:40]!r} is not a decimal number") from None
+    except InvalidPrice as error:
+        raise InvalidPrice(f"{key}: {error}") from None
+
+
+def _multiplier(_name: str, amount: Decimal) -> int:
+    return read_multiplier(amount)
+
+
+def _multipliers(value: object, key: str) -> Mapping[str, int]:
+    shares = {name: _decimal(name, amount, f"{key}.{name}", _multiplier) for name, amount in _table(value, key).items()}
+    try:
+        return multipliers_from_json(shares)
+    except InvalidPrice as error:
+        raise InvalidPrice(f"{key}: {error}") from None
+
+
+def _derived(value: object, key: str) -> Mapping[str, Derived]:
+    derived: dict[str, Derived] = {}
+    for name, text in _table(value, key).items():
+        place = f"{key}.{name}"
+        times, _, source = _text(text, place).rpartition(" ")
+        try:
+            meter, _ = read_rate(name, Decimal(0))
+            of_meter, _ = read_rate(source, Decimal(0))
+        except InvalidPrice as error:
+            raise InvalidPrice(f"{place}: {error}") from None
+        derived[meter] = Derived(of_meter, _decimal(name, times or "1", place, _multiplier))
+    return derived
 
 
 def _tiers(value: object, key: str) -> tuple[Tier, ...]:

@@ -1,29 +1,20 @@
 """The price catalogue: the data bundled with genai-prices, and overlays on top. Nothing is ever fetched.
 
 A model that cannot be priced exactly by our meters is skipped and said so: unpriced, its calls are refused, and that
-is safer than wrong. Skipped are: prices that depend on the time of day; output priced by its kind (audio, images,
-reasoning); prices per request or per page; rates finer than a pico; and what an overlay calls unpriced.
+is safer than wrong. Skipped are what catalogue_data.py cannot read, and what an overlay calls unpriced. A tier of
+service that cannot is left out, and calls that ask for it are refused.
 
-Of one name at several providers the first provider counts, priced or not. Names are those a client would send: the
-model's id where the data's own rule accepts it, and every name that rule lists. Prefixes and patterns are not
-enumerated: an unknown snapshot stays unpriced until an overlay says what it is `like`.
-
-The tier rule of genai-prices (0.2.3, types.py `calc_unit_price`) is ours: total input tokens strictly above `start`
-reprice the whole request; a meter without a rate is priced as the more general one.
+Of one name at several providers the first provider counts, priced or not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gateway.core.catalogue import InvalidPrice, Meter, Model, Rates, Tier, rate_per_million
-from gateway.upkeep.catalogue_overlay import Note, Overlay, read_overlay
-
-if TYPE_CHECKING:
-    from genai_prices.types import MatchLogic, ModelInfo, ModelPrice, Provider
+from gateway.core.catalogue import ONE_BP, InvalidPrice, Meter, Model, Rates, Tier
+from gateway.upkeep.catalogue_data import Found, find_models
+from gateway.upkeep.catalogue_overlay import Derived, Note, Overlay, read_overlay
 
 SHIPPED_OVERLAY = Path(__file__).with_name("catalogue_overlay.toml")
 
@@ -50,26 +41,9 @@ OUTPUT_TOKENS_UNKNOWN = 131_072
 # A model without an output rate (embeddings) has no output; this is the least that a limit can be.
 OUTPUT_TOKENS_NONE = 1
 
-_METERS = {
-    "input_mtok": Meter.INPUT,
-    "cache_read_mtok": Meter.CACHED_INPUT,
-    "cache_write_mtok": Meter.CACHE_WRITE,
-    "output_mtok": Meter.OUTPUT,
-}
-# Priced by the maker, but never used through us: the endpoints refuse audio and video input, hosted tools, and cache
-# lifetimes beyond the ordinary one.
-_NEVER_USED = frozenset(
-    {
-        "web_searches_kcount",
-        "storage_searches_kcount",
-        "input_audio_mtok",
-        "cache_audio_read_mtok",
-        "input_video_mtok",
-        "audio_hours",
-        "input_audio_hours",
-        "cache_write_1h_mtok",
-    }
-)
+_OUTPUT_METERS = frozenset({Meter.OUTPUT, Meter.REASONING_OUTPUT, Meter.AUDIO_OUTPUT, Meter.IMAGE_OUTPUT})
+
+_NO_MODEL = Model("", CONTEXT_TOKENS_UNKNOWN, OUTPUT_TOKENS_NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +67,14 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Entries in the order of their providers, each name once; and what was left out."""
+    """Entries in the order of their providers, each name once; and what was left out.
+
+    `left_out` are parts of the prices of entries: tiers of service and meters that are not sold, each with its reason.
+    """
 
     entries: tuple[CatalogueEntry, ...]
     skipped: tuple[Skipped, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What the data says of one name. Without rates, `reason` says why."""
-
-    owned_by: str
-    source: str
-    context_tokens_max: int | None
-    rates: Rates | None = None
-    tiers: tuple[Tier, ...] = ()
-    reason: str = ""
+    left_out: tuple[Skipped, ...] = ()
 
 
 def load_catalogue(
@@ -124,9 +90,10 @@ def read_catalogue(
     """The same, with what was skipped. An operator's word goes before the shipped overlay's. Raises InvalidPrice."""
     shipped = read_overlay(SHIPPED_OVERLAY)
     own = read_overlay(overlay) if overlay is not None else Overlay({}, ())
-    found = _find(providers, at)
+    found = find_models(providers, at)
     entries: dict[str, CatalogueEntry] = {}
     skipped: list[Skipped] = []
+    left_out: list[Skipped] = []
     copies: list[tuple[str, str, list[Note]]] = []
     for name in dict.fromkeys([*found, *shipped.models, *own.models]):
         provider = found[name].owned_by if name in found else None
@@ -140,6 +107,8 @@ def read_catalogue(
             skipped.append(Skipped(name, priced))
         else:
             entries[name] = _entry(name, priced, notes)
+            sold = {*entries[name].rates, *entries[name].multipliers}
+            left_out += [Skipped(f"{name} {part}", why) for part, why in priced.left_out.items() if part not in sold]
     originals = dict(entries)
     for name, like, notes in copies:
         if like in originals:
@@ -148,10 +117,10 @@ def read_catalogue(
             raise InvalidPrice(f"{overlay}: {own.models[name].key}.like: no model {like!r} has a price of its own")
         else:
             skipped.append(Skipped(name, f"like {like}, which has no price"))
-    return Catalogue(tuple(entries.values()), tuple(skipped))
+    return Catalogue(tuple(entries.values()), tuple(skipped), tuple(left_out))
 
 
-def _price(found: _Found | None, decisive: Note | None) -> _Found | str:
+def _price(found: Found | None, decisive: Note | None) -> Found | str:
     """The price that counts, or why there is none."""
     if decisive is None:
         if found is None:
@@ -160,24 +129,61 @@ def _price(found: _Found | None, decisive: Note | None) -> _Found | str:
     if decisive.unpriced is not None:
         return decisive.unpriced
     if found is None:
-        return _Found("upstream", "overlay", None, decisive.rates, decisive.tiers)
-    return replace(found, source=f"{found.source} + overlay", rates=decisive.rates, tiers=decisive.tiers)
+        return Found("upstream", "overlay", None, decisive.rates, decisive.tiers)
+    return Found(found.owned_by, f"{found.source} + overlay", found.context_tokens_max, decisive.rates, decisive.tiers)
 
 
-def _entry(name: str, found: _Found, notes: list[Note]) -> CatalogueEntry:
-    rates = found.rates
-    if rates is None:
+def _entry(name: str, found: Found, notes: list[Note]) -> CatalogueEntry:
+    if found.rates is None:
         raise AssertionError(f"{name} has no rates")
+    entry = CatalogueEntry(_NO_MODEL, found.rates, found.tiers, found.source, found.multipliers)
+    entry = _adjusted(entry, notes)
     context = next((n.context_tokens_max for n in notes if n.context_tokens_max), found.context_tokens_max)
     output = next((n.output_tokens_max for n in notes if n.output_tokens_max), context or OUTPUT_TOKENS_UNKNOWN)
     model = Model(
         name=name,
         context_tokens_max=context or CONTEXT_TOKENS_UNKNOWN,
-        output_tokens_max=output if Meter.OUTPUT in rates else OUTPUT_TOKENS_NONE,
+        output_tokens_max=OUTPUT_TOKENS_NONE if _OUTPUT_METERS.isdisjoint(entry.rates) else output,
         hidden_reasoning=next((n.hidden_reasoning for n in notes if n.hidden_reasoning is not None), False),
         owned_by=next((n.owned_by for n in notes if n.owned_by), found.owned_by),
     )
-    return CatalogueEntry(model, rates, found.tiers, found.source)
+    return replace(entry, model=model)
+
+
+def _adjusted(entry: CatalogueEntry, notes: Sequence[Note]) -> CatalogueEntry:
+    """What the notes add to a price. Nothing is added by a note behind the one that states the whole price."""
+    last = next((index for index, note in enumerate(notes) if note.decides_price), len(notes))
+    heard = notes[: last + 1]
+    extra = next((note.extra_rates for note in heard if note.extra_rates is not None), {})
+    derived = next((note for note in heard if note.derived_rates is not None), None)
+    multipliers = next((note.multipliers for note in heard if note.multipliers is not None), None)
+    rates, tiers = {**entry.rates, **extra}, entry.tiers
+    if derived is not None and derived.derived_rates is not None:
+        # A rate of its own that the price has counts more than one that is reckoned.
+        wanted = {meter: how for meter, how in derived.derived_rates.items() if meter not in rates}
+        tiers = tuple(Tier(tier.above_input_tokens, _derive(tier.rates, wanted, derived.key)) for tier in tiers)
+        rates = _derive(rates, wanted, derived.key)
+    is_same = rates == entry.rates and tiers == entry.tiers and multipliers is None
+    source = entry.source if is_same or entry.source.endswith("overlay") else f"{entry.source} + overlay"
+    return replace(
+        entry,
+        rates=rates,
+        tiers=tiers,
+        multipliers=entry.multipliers if multipliers is None else multipliers,
+        source=source,
+    )
+
+
+def _derive(rates: Rates, wanted: Mapping[str, Derived], key: str) -> dict[str, int]:
+    """`rates` with those that are reckoned from another one of them. Raises InvalidPrice."""
+    made = dict(rates)
+    for meter, how in wanted.items():
+        if how.meter in rates:
+            picos, rest = divmod(rates[how.meter] * how.times_bp, ONE_BP)
+            if rest:
+                raise InvalidPrice(f"{key}.derived_rates.{meter}: no whole number of picos")
+            made[meter] = picos
+    return made
 
 
 def _copy(name: str, original: CatalogueEntry, notes: list[Note]) -> CatalogueEntry:
@@ -187,105 +193,4 @@ def _copy(name: str, original: CatalogueEntry, notes: list[Note]) -> CatalogueEn
         said = next((value for note in notes if (value := getattr(note, name_of)) is not None), None)
         if said is not None:
             model = replace(model, **{name_of: said})
-    return replace(original, model=model)
-
-
-def _find(providers: Sequence[str], at: datetime) -> dict[str, _Found]:
-    """Every name of `providers`, the first provider's word counting."""
-    if at.tzinfo is None:
-        raise ValueError("a price's date needs a time zone")
-    # Imported here, once at start: it takes 0.2 s, which no command should pay that needs no prices.
-    import genai_prices  # noqa: PLC0415
-    from genai_prices.data import providers as known  # noqa: PLC0415
-
-    by_id = {provider.id: provider for provider in known}
-    found: dict[str, _Found] = {}
-    for provider_id in providers:
-        if provider_id not in by_id:
-            raise InvalidPrice(f"providers: {provider_id!r} is not one of {', '.join(sorted(by_id))}")
-        provider = by_id[provider_id]
-        for info in provider.models:
-            said = _read_model(info, provider, f"genai-prices {genai_prices.__version__}", at)
-            for name in _names(info):
-                found.setdefault(name, said)
-    return found
-
-
-def _read_model(info: "ModelInfo", provider: "Provider", release: str, at: datetime) -> _Found:
-    source = f"{release} {provider.id}/{info.id}"
-    try:
-        rates, tiers = _read_price(_current(info, at))
-    except InvalidPrice as error:
-        return _Found(provider.id, source, info.context_window, reason=str(error))
-    return _Found(provider.id, source, info.context_window, rates, tiers)
-
-
-def _names(info: "ModelInfo") -> list[str]:
-    """The id where its own rule accepts it (some ids are labels), then each name the rule lists."""
-    names = [info.id] if info.is_match(info.id) else []
-    return list(dict.fromkeys([*names, *_listed_names(info.match)]))
-
-
-def _listed_names(match: "MatchLogic") -> Iterator[str]:
-    from genai_prices.types import ClauseEquals, ClauseOr  # noqa: PLC0415
-
-    if isinstance(match, ClauseEquals):
-        yield match.equals
-    elif isinstance(match, ClauseOr):
-        for clause in match.or_:
-            yield from _listed_names(clause)
-
-
-def _current(info: "ModelInfo", at: datetime) -> "ModelPrice":
-    """The price in force: the last one whose start has come. Raises InvalidPrice where the time of day decides."""
-    from genai_prices.types import ModelPrice, StartDateConstraint  # noqa: PLC0415
-
-    if isinstance(info.prices, ModelPrice):
-        return info.prices
-    for conditional in reversed(info.prices):
-        constraint = conditional.constraint
-        if constraint is None:
-            return conditional.prices
-        if not isinstance(constraint, StartDateConstraint):
-            raise InvalidPrice("the price depends on the time of day")
-        if at.astimezone(UTC).date() >= constraint.start_date:
-            return conditional.prices
-    raise InvalidPrice("no price is in force yet")
-
-
-def _read_price(price: "ModelPrice") -> tuple[Rates, tuple[Tier, ...]]:
-    """Picos per token, and a tier for each threshold of any rate. Raises InvalidPrice."""
-    from genai_prices.types import TieredPrices  # noqa: PLC0415
-
-    rates: dict[str, int] = {}
-    steps: dict[int, dict[str, int]] = {}
-    for key, value in vars(price).items():
-        if value is None or key in _NEVER_USED:
-            continue
-        if key not in _METERS:
-            raise InvalidPrice(f"priced by {key}, which is not metered")
-        meter = _METERS[key]
-        if isinstance(value, TieredPrices):
-            rates[meter] = _rate(value.base, key)
-            for tier in value.tiers:
-                steps.setdefault(_threshold(tier.start, key), {})[meter] = _rate(tier.price, key)
-        else:
-            rates[meter] = _rate(value, key)
-    if Meter.INPUT not in rates:
-        raise InvalidPrice("no rate for input tokens")
-    return rates, tuple(Tier(above, steps[above]) for above in sorted(steps))
-
-
-def _rate(value: object, key: str) -> int:
-    if not isinstance(value, Decimal):
-        raise InvalidPrice(f"{key} is not a decimal")
-    try:
-        return rate_per_million(value)
-    except InvalidPrice as error:
-        raise InvalidPrice(f"{key}: {error}") from None
-
-
-def _threshold(value: object, key: str) -> int:
-    if type(value) is not int or value < 1:
-        raise InvalidPrice(f"{key}: a tier starts at {value!r}")
-    return value
+    return _adjusted(replace(original, model=model), [replace(note, like=None) for note in notes[:1]])

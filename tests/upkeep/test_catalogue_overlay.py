@@ -20,11 +20,21 @@ def test_a_model_is_read_whole() -> None:
         owned_by = "us"
         {RATES}
         tiers = [{{ above_input_tokens = 5, rates = {{ output = "0.000001" }} }}]
+        extra_rates = {{ "containers/4g" = "0.12", "images/high/1x1" = "0.04", audio_minutes = "0.006" }}
+        derived_rates = {{ cache_write_12h = "2 input", audio_output = "output" }}
+        multipliers = {{ flex = "0.5", priority = "1.75" }}
         """
     ).models["vendor/name:1"]
     assert (note.context_tokens_max, note.output_tokens_max, note.hidden_reasoning) == (8_192, 1, False)
     assert (note.rates, note.tiers) == ({Meter.INPUT: 1_000_000}, (Tier(5, {Meter.OUTPUT: 1}),))
     assert note.owned_by == "us"
+    assert note.extra_rates == {
+        "containers/4g": 120_000_000_000,
+        "images/high/1x1": 40_000_000_000,
+        "audio_milliseconds": 100_000,
+    }
+    assert note.derived_rates == {"cache_write_12h": ("input", 20_000), "audio_output": ("output", 10_000)}
+    assert note.multipliers == {"flex": 5_000, "priority": 17_500}
 
 
 def test_the_first_family_that_covers_a_name_counts_after_the_exact_note() -> None:
@@ -84,6 +94,21 @@ def test_the_first_family_that_covers_a_name_counts_after_the_exact_note() -> No
             f"[model.x]\n{RATES}\ntiers = [" + 2 * f"{{ above_input_tokens = 5, {RATES} }}, " + "]",
             'model."x".tiers[1].above_input_tokens: tiers must ascend',
         ),
+        ('[model.x]\nrates = { audio_milliseconds = "1" }', 'model."x".rates.audio_milliseconds: not a meter'),
+        ('[model.x]\nrates = { audio_hours = "0.111" }', 'model."x".rates.audio_hours: 0.111 per hour is no whole'),
+        (
+            '[model.x]\nrates = { audio_hours = "36", audio_seconds = "1" }',
+            'model."x".rates.audio_seconds: audio_milliseconds is given twice',
+        ),
+        ('[model.x]\nrates = { "images/HD" = "1" }', 'model."x".rates.images/HD: not a meter'),
+        ('[model.x]\nextra_rates = { images = "-1" }', 'model."x".extra_rates.images: -1 per image'),
+        ('[model.x]\nderived_rates = { words = "2 input" }', 'model."x".derived_rates.words: not a meter'),
+        ('[model.x]\nderived_rates = { output = "2 words" }', 'model."x".derived_rates.output: not a meter'),
+        ('[model.x]\nderived_rates = { output = "x input" }', "model.\"x\".derived_rates.output: 'x' is not"),
+        ("[model.x]\nderived_rates = { output = 2 }", 'model."x".derived_rates.output: must be a string'),
+        ('[model.x]\nmultipliers = { flex = "0.00001" }', 'model."x".multipliers.flex: 0.00001 times has more'),
+        ("[model.x]\nmultipliers = { flex = 0.5 }", 'model."x".multipliers.flex: must be a decimal string'),
+        ('[model.x]\nmultipliers = { "Flex!" = "1" }', "model.\"x\".multipliers: multipliers: 'Flex!' is not"),
         (f'[model.x]\n{RATES}\nunpriced = "why"', 'model."x": give one of'),
         (f'[model.x]\n{RATES}\nlike = "y"', 'model."x": give one of'),
         ("family = 1", "family: must be a list"),
