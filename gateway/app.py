@@ -22,6 +22,7 @@ from gateway.db.seals import Limits as SealLimits
 from gateway.metrics import Metrics
 from gateway.request.admit import Shelf
 from gateway.request.authenticate import Authenticator
+from gateway.request.breaker import State
 from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
 from gateway.request.idempotency import Idempotency
@@ -100,7 +101,7 @@ class App:
         Raises LedgerAway, having changed nothing.
         """
         await self.catalogue.serve(settings.upstream, settings.aliases)
-        self.gateway.relay.forget()
+        self.gateway.relay.asker.forget()
         self.gateway.min_output_tokens = settings.min_output_tokens
         self.gateway.hold_slice_tokens = settings.hold_slice_tokens
         self.gateway.stored_context = settings.stored_context
@@ -122,6 +123,11 @@ class App:
         self.metrics.lane_stuck.set(self.lane.stuck_seconds())
         self.metrics.journal_records.set(self.journal.records)
         self.metrics.journal_damaged.set(len(self.journal.set_aside_files()))
+        self.metrics.upstream_up.clear()
+        self.metrics.upstream_in_flight.clear()
+        for name, standing in self.gateway.relay.asker.standings.items():
+            self.metrics.upstream_up.labels(name).set(standing.breaker.state is State.CLOSED)
+            self.metrics.upstream_in_flight.labels(name).set(standing.in_flight)
 
     async def drain(self) -> None:
         """Take no new calls; let those in flight end, and end those that do not in time."""

@@ -6,7 +6,7 @@
     │   ├── UnsupportedMediaType  RequestTimedOut  InsufficientFunds  WalletSuspended  TooManyAttempts
     │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost
     ├── UpstreamFailed   the upstream's side: nothing was charged
-    │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable
+    │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable  UpstreamsBusy
     └── Unavailable      our side, and worth retrying
         ├── LedgerUnavailable  Overloaded  Stopping
 
@@ -194,6 +194,14 @@ class UpstreamUnusable(UpstreamFailed):
     """The upstream broke off before its answer was complete."""
 
     code = "upstream_broke"
+
+
+class UpstreamsBusy(UpstreamFailed):
+    """Every upstream of this model has as many calls as it may have at once. Nothing was charged. Try again shortly."""
+
+    status = 503
+    code = "upstreams_busy"
+    retry_after_seconds = 1
 
 
 class Unavailable(Failure):

@@ -78,6 +78,15 @@ class Metrics:
     def _add_upstreams(self) -> None:
         self.upstream_calls = self._counter("upstream_calls", "Calls sent upstream.", "upstream")
         self.upstream_errors = self._counter("upstream_errors", "Upstream failures by class.", "upstream", "class")
+        self.upstream_skipped = self._counter(
+            "upstream_skipped", "Times that an upstream was passed over, by why.", "upstream", "reason"
+        )
+        self.upstream_up = self._gauge(
+            "upstream_up", "Whether an upstream that was asked is taken to be well: its breaker is closed.", "upstream"
+        )
+        self.upstream_in_flight = self._gauge(
+            "upstream_in_flight_calls", "Calls that an upstream works on.", "upstream"
+        )
         self.upstream_first_byte = self._histogram(
             "upstream_first_byte_seconds", "From asking the upstream to its headers.", _SLOW, "upstream"
         )

@@ -5,6 +5,7 @@ FAREBOX_UPSTREAM_BASE_URL and FAREBOX_UPSTREAM_API_KEY stand for one upstream na
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,17 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from gateway.core.dsn import InvalidDsn, parse_dsn
+from gateway.core.variants import preset
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 WORKERS_MAX = 64
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+# What frames a request, or is ours to say; `auth` chooses the form of the key.
+_HEADERS_OF_OURS = frozenset(
+    {"accept-encoding", "authorization", "connection", "content-length", "content-type", "expect", "host", "te",
+     "trailer", "transfer-encoding", "upgrade", "x-request-id"}
+)  # fmt: skip
 
 
 class InvalidSettings(ValueError):
@@ -25,18 +33,37 @@ class InvalidSettings(ValueError):
 
 
 class UpstreamSettings(BaseModel):
-    """One upstream. Those that serve a model are tried in the order in which they are listed."""
+    """One upstream. Those that serve a model are asked in the order of gateway/request/routing.py.
+
+    `kind` presets what else is said here where it is not (gateway/core/variants.py).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    kind: Literal[
+        "openai", "azure", "vllm", "llamacpp", "ollama", "openrouter", "groq", "deepseek", "mistral", "together", "xai",
+        "gemini", "litellm",
+    ] = "openai"  # fmt: skip
     base_url: str
     api_key: SecretStr | None = None
     api_key_env: str | None = None
+    auth: Literal["bearer", "api-key"] = "bearer"
+    paths: Literal["plain", "deployments"] = "plain"
+    api_version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    query: Mapping[str, str] = Field(default_factory=dict, max_length=16)
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict, max_length=32)
     models: tuple[str, ...] = ("*",)
     rename: Mapping[str, str] = Field(default_factory=dict)
     include_usage: bool = True
     missing_usage: Literal["estimate", "ceiling", "free"] = "estimate"
+    order: int = Field(default=0, ge=-1_000, le=1_000)
+    weight: int | None = Field(default=None, ge=0, le=1_000_000)
+    calls_in_flight_max: int | None = Field(default=None, ge=1)
+    open_after_failures: int = Field(default=5, ge=0, le=1_000)
+    open_at_error_percent: int = Field(default=50, ge=1, le=100)
+    open_window_seconds: Seconds = 30.0
+    open_seconds: Seconds = 10.0
     price_bp: int = Field(default=10_000, ge=0, le=1_000_000)
     cap_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     connect_seconds: Seconds = 5.0
@@ -54,6 +81,27 @@ class UpstreamSettings(BaseModel):
             raise ValueError("takes no user or password; set api_key or api_key_env")
         _ = parts.port  # raises ValueError where it is out of range
         return value.rstrip("/")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_kind(cls, given: Any) -> Any:
+        return preset(given) if isinstance(given, dict) else given
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        for name, content in value.items():
+            if not _HEADER_NAME.fullmatch(name) or name.lower() in _HEADERS_OF_OURS:
+                raise ValueError(f"{name!r} is no header that can be set here")
+            if not content.get_secret_value().isprintable():
+                raise ValueError(f"the value of {name} must be printable")
+        return value
+
+    @model_validator(mode="after")
+    def _deployments_have_a_version(self) -> Self:
+        if self.paths == "deployments" and self.api_version is None:
+            raise ValueError("api_version: paths by deployment need one, such as 2024-10-21")
+        return self
 
     @model_validator(mode="after")
     def _key_from_environment(self) -> Self:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.db.migrate import migrate
-from tests.support.gateway import Farebox, farebox
+from tests.support.gateway import CALLS_AT_ONCE_MAX, Farebox, farebox
 from tests.support.ledger_check import check_invariants
 from tests.support.postgres import ScratchPostgres
 from tests.support.upstream import FakeUpstream
@@ -48,7 +48,8 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
 @pytest.fixture
 async def gateway(database_url: str, upstream: FakeUpstream) -> AsyncIterator[Farebox]:
     """A whole gateway in this process, on real sockets, with one wallet of 100.00 and a key."""
-    async with farebox(database_url, [upstream.base_url]) as running:
+    limit = {"calls_in_flight_max": CALLS_AT_ONCE_MAX}
+    async with farebox(database_url, [upstream.base_url], upstream=limit) as running:
         yield running
 
 

@@ -36,6 +36,7 @@ EXPECTED = {
     "UpstreamUnreachable": (502, "upstream_unreachable", "upstream_error", None, None),
     "UpstreamTimedOut": (504, "upstream_timed_out", "upstream_error", None, None),
     "UpstreamUnusable": (502, "upstream_broke", "upstream_error", None, None),
+    "UpstreamsBusy": (503, "upstreams_busy", "upstream_error", "1", None),
     "LedgerUnavailable": (503, "ledger_unavailable", "server_error", "2", None),
     "Overloaded": (503, "overloaded", "server_error", "2", None),
     "Stopping": (503, "stopping", "server_error", "2", None),
@@ -64,7 +65,7 @@ def test_each_leaf_is_complete(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_kind_has_its_statuses(name: str) -> None:
     kind = LEAVES[name].__mro__[1]
-    statuses = {Refused: range(400, 500), UpstreamFailed: (502, 504), Unavailable: (503,)}
+    statuses = {Refused: range(400, 500), UpstreamFailed: (502, 503, 504), Unavailable: (503,)}
     assert kind in statuses
     assert LEAVES[name].status in statuses[kind]
 

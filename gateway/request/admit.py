@@ -50,12 +50,13 @@ class Shelf:
         aliases: Mapping[str, str],
     ) -> None:
         self._aliases = aliases
+        in_order = sorted(upstreams, key=lambda upstream: upstream.order)
         by_model = {price.model: price for price in prices}
         self._models: dict[str, tuple[Model, Price, tuple[Route, ...]]] = {}
         for model in models:
             routes = tuple(
                 Route(upstream, upstream.rename.get(model.name, model.name))
-                for upstream in upstreams
+                for upstream in in_order
                 if any(fnmatchcase(model.name, pattern) for pattern in upstream.models)
             )
             price = by_model.get(model.name)

@@ -1,6 +1,6 @@
 """Which headers pass, and which do not: hop-by-hop ones, secrets of either side, and those that are ours to set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from multidict import CIMultiDict
 
@@ -46,14 +46,23 @@ _IS_SENT = _Verdicts(_NOT_SENT)
 _IS_RETURNED = _Verdicts(_NOT_RETURNED)
 
 
-def request_headers(headers: Mapping[str, str], authorization: str | None, hold: Hold) -> list[tuple[str, str]]:
-    """The client's headers, without what is hop-by-hop, secret or ours."""
+def request_headers(
+    headers: Mapping[str, str],
+    authorization: str | None,
+    hold: Hold,
+    fixed: Sequence[tuple[str, str]] = (),
+) -> list[tuple[str, str]]:
+    """The client's headers, without what is hop-by-hop, secret or ours; those that are `fixed` go over its own."""
     is_sent = _IS_SENT
     sent = [header for header in headers.items() if is_sent[header[0]]]
     connection = headers.get("Connection")
     if connection is not None and connection.lower() not in ("keep-alive", "close"):
         named = {name.strip().lower() for name in connection.split(",")}  # hop-by-hop by the client's word
         sent = [header for header in sent if header[0].lower() not in named]
+    if fixed:
+        replaced = {name.lower() for name, _ in fixed}
+        sent = [header for header in sent if header[0].lower() not in replaced]
+        sent.extend(fixed)
     # Usage is read from the bytes that are relayed, so they must come plain.
     sent.append(("Accept-Encoding", "identity"))
     sent.append(("X-Request-Id", hold.hold_id))

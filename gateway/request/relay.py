@@ -1,17 +1,15 @@
-"""Step 4: carry the call to an upstream and its reply back, byte for byte. The only module that speaks to upstreams.
+"""Step 4: carry the call to an upstream and its reply back, byte for byte. Who is asked: gateway/request/ask.py.
 
 The shell never decides what anything costs: it reports how the relay ended and what was seen (meter.Seen). Deadlines
 are kept by one watch for all calls rather than by timers of each: see gateway/request/watch.py.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
 from multidict import CIMultiDict
-from yarl import URL
 
 from gateway import points
 from gateway.clock import monotonic_seconds
@@ -20,16 +18,17 @@ from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.endpoint import StreamReader
-from gateway.errors import Failure, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
+from gateway.errors import Failure, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
-from gateway.request.headers import hold_headers, reply_headers, request_headers
+from gateway.request.ask import Asker
+from gateway.request.headers import hold_headers, reply_headers
 from gateway.request.hold import Hold
 from gateway.request.limit import limit_of
 from gateway.request.meter import Ending, Seen
-from gateway.request.upstream import Target, post
 from gateway.request.upstream_reply import Reply
 from gateway.request.watch import Call
+from gateway.settings import UpstreamSettings
 
 _log = logging.getLogger("farebox.relay")
 
@@ -58,119 +57,29 @@ class Relay:
     """Sends offers upstream over one pool of keep-alive connections."""
 
     def __init__(self, connector: aiohttp.BaseConnector, metrics: Metrics, *, reply_buffer_bytes_max: int) -> None:
-        self._connector = connector
-        self._metrics = metrics
         self._reply_buffer_bytes_max = reply_buffer_bytes_max
-        self._targets: dict[tuple[str, str], Target] = {}
-
-    def forget(self) -> None:
-        """The settings of upstreams may have changed."""
-        self._targets.clear()
+        self.asker = Asker(connector, metrics)
 
     async def run(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Relay one call. Raises nothing that the upstream or the client may cause."""
-        response, route, failure = await self._ask(path, headers, offer, hold, call)
-        if response is None:
+        asked = await self.asker.ask(path, headers, offer, hold, call)
+        route = asked.route
+        if route is None:
+            return Relayed(Seen(Ending.REFUSED, None, int), failure=asked.failure)
+        if asked.reply is None or asked.standing is None:
             ending = Ending.REFUSED
             if call.is_late and (call.is_stopped or call.is_client_gone):
                 # We gave up on an upstream that may well be working.
                 ending = Ending.STOPPED if call.is_stopped else Ending.CLIENT_GONE
             seen = Seen(ending, None, int, route.upstream.missing_usage)
-            return Relayed(seen, upstream=route.upstream.name, failure=failure)
+            return Relayed(seen, upstream=route.upstream.name, failure=asked.failure)
         try:
             if points.armed:
                 points.reach("relay.first_byte")
-            return await self._receive(response, route, offer, hold, call)
+            return await self._receive(asked.reply, route, offer, hold, call)
         finally:
-            response.release()
-
-    async def _ask(
-        self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call
-    ) -> tuple[Reply | None, Route, Failure | None]:
-        """The first upstream's reply that is worth having. Nothing has been sent to the client before this returns."""
-        failure: Failure | None = None
-        for route in offer.routes:
-            is_last = route is offer.routes[-1]
-            response, failure, may_go_on = await self._ask_one(path, headers, offer, hold, call, route)
-            if response is None:
-                if may_go_on and not is_last and not call.is_over:
-                    continue
-                return None, route, failure
-            if (response.status == 429 or response.status >= 500) and not is_last:
-                response.close()
-                continue
-            return response, route, None
-        raise AssertionError("an offer has at least one route")
-
-    async def _ask_one(
-        self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call, route: Route
-    ) -> tuple[Reply | None, Failure | None, bool]:
-        """(reply, or None; why; whether another upstream may be asked without risking a second bill)."""
-        upstream = route.upstream
-        name = upstream.name
-        request = offer.request
-        body = offer.endpoint.upstream_body(
-            offer.body,
-            model=route.model if route.model != request.model else None,
-            include_usage=request.stream and not request.wants_usage and upstream.include_usage,
-            # An upstream that reads one member only would not see a cap in the other, nor stop without one.
-            output_tokens_cap=hold.output_tokens_max
-            if hold.is_lowered or upstream.cap_member == "max_tokens"
-            else None,
-            cap_member=upstream.cap_member,
-        )
-        target = self._target(route, path)
-        sent_headers = request_headers(headers, target.authorization, hold)
-        self._metrics.upstream_calls.labels(name).inc()
-        began = monotonic_seconds()
-        call.asked_at_seconds = call.asked_at_seconds or began
-        call.await_first_byte(upstream.first_byte_seconds)
-        try:
-            response = await post(self._connector, target, sent_headers, body)
-        except asyncio.CancelledError:
-            if not call.took_too_long():
-                raise
-            return None, self._failed(name, "first_byte_timeout", UpstreamTimedOut()), False
-        except aiohttp.ClientConnectorError:
-            return None, self._failed(name, "connect", UpstreamUnreachable()), True
-        except aiohttp.ConnectionTimeoutError:
-            return None, self._failed(name, "connect_timeout", UpstreamUnreachable()), True
-        except (aiohttp.ClientError, OSError):
-            # The request was written and the connection lost: the upstream may or may not have worked.
-            return None, self._failed(name, "reset", UpstreamUnreachable()), True
-        finally:
-            call.first_byte_by_seconds = 0.0
-        self._metrics.upstream_first_byte.labels(name).observe(monotonic_seconds() - began)
-        try:
-            if points.armed:
-                points.reach("relay.connected")
-        except BaseException:
-            response.close()
-            raise
-        status = response.status
-        if status >= 400:
-            self._failed(name, "status_429" if status == 429 else f"status_{status // 100}xx", None)
-        elif status >= 300 or status < 200:
-            # A redirect would lead the client past the meter, its key in hand.
-            response.close()
-            return None, self._failed(name, "redirect", UpstreamFailed("The upstream answered with a redirect.")), True
-        return response, None, True
-
-    def _failed(self, upstream: str, kind: str, failure: Failure | None) -> Failure | None:
-        self._metrics.upstream_errors.labels(upstream, kind).inc()
-        return failure
-
-    def _target(self, route: Route, path: str) -> Target:
-        key = (route.upstream.name, path)
-        target = self._targets.get(key)
-        if target is None:
-            api_key = route.upstream.api_key
-            target = self._targets[key] = Target(
-                URL(route.upstream.base_url + path),
-                authorization=None if api_key is None else f"Bearer {api_key.get_secret_value()}",
-                connect_seconds=route.upstream.connect_seconds,
-            )
-        return target
+            asked.reply.release()
+            asked.standing.leave()
 
     async def _receive(self, response: Reply, route: Route, offer: Offer, hold: Hold, call: Call) -> Relayed:
         """Read the reply: a stream as it comes, anything else whole, unless it is too large for that."""
@@ -191,20 +100,20 @@ class Relay:
         call.begin_reading(response, idle_seconds=upstream.idle_seconds, total_seconds=upstream.total_seconds)
         try:
             if response.status >= 300:
-                await self._receive_error(response, inflater, relayed, upstream.api_key)
+                await self._receive_error(response, inflater, relayed, upstream)
             else:
                 kind = response.headers.get("Content-Type", "").lower()
                 reader = offer.endpoint.reply_reader(kind, offer.request)
                 if reader is None:
-                    await self._receive_body(response, inflater, offer, call, relayed)
+                    await self._receive_body(response, inflater, route, offer, call, relayed)
                 else:
-                    await self._receive_stream(response, inflater, reader, offer, hold, call, relayed)
+                    await self._receive_stream(response, inflater, reader, route, offer, hold, call, relayed)
         finally:
             call.end_reading()
         return relayed
 
     async def _receive_error(
-        self, response: Reply, inflater: Inflater | None, relayed: Relayed, api_key: object
+        self, response: Reply, inflater: Inflater | None, relayed: Relayed, upstream: UpstreamSettings
     ) -> None:
         """A refusal is the upstream's own, but for our key, should it quote it."""
         body = bytearray()
@@ -214,13 +123,13 @@ class Relay:
                 if len(body) > _ERROR_BODY_BYTES_MAX:
                     raise aiohttp.ClientPayloadError("the error is too large")
         except (aiohttp.ClientError, OSError, ValueError):
-            relayed.failure = self._failed(relayed.upstream or "", "error_broke", UpstreamUnusable())
+            relayed.failure = self.asker.failed(upstream, "error_broke", UpstreamUnusable())
             return
-        secret = getattr(api_key, "get_secret_value", str)()
+        secret = "" if upstream.api_key is None else upstream.api_key.get_secret_value()
         relayed.rest = bytes(body).replace(secret.encode(), b"***") if secret else bytes(body)
 
     async def _receive_body(
-        self, response: Reply, inflater: Inflater | None, offer: Offer, call: Call, relayed: Relayed
+        self, response: Reply, inflater: Inflater | None, route: Route, offer: Offer, call: Call, relayed: Relayed
     ) -> None:
         """A reply that is not a stream. Up to the buffer's size it is read whole, and nothing is sent before the
         settle; a larger one passes as it comes, and only its last bytes wait."""
@@ -244,7 +153,7 @@ class Relay:
                     await self._pass_on(call, large.feed(b"".join(chunks)))
                     chunks.clear()
         except (aiohttp.ClientError, OSError, ValueError):
-            ending = self._broken(call, relayed)
+            ending = self._broken(call, relayed, route)
         if large is not None:
             relayed.rest = large.finish()
             if not large.is_complete and ending is Ending.COMPLETED:
@@ -282,6 +191,7 @@ class Relay:
         response: Reply,
         inflater: Inflater | None,
         reader: StreamReader,
+        route: Route,
         offer: Offer,
         hold: Hold,
         call: Call,
@@ -312,7 +222,7 @@ class Relay:
                     break
         except (aiohttp.ClientError, OSError, ValueError):
             if not reader.ended:
-                ending = self._broken(call, relayed)
+                ending = self._broken(call, relayed, route)
         rest = reader.finish()
         if ending is Ending.COMPLETED:
             # An end without [DONE] is an end, if anything came: some upstreams send none.
@@ -329,14 +239,14 @@ class Relay:
             service_tier=reader.service_tier,
         )
 
-    def _broken(self, call: Call, relayed: Relayed) -> Ending:
+    def _broken(self, call: Call, relayed: Relayed, route: Route) -> Ending:
         """Why a read failed: we closed it for a reason, or the upstream broke."""
         if call.is_stopped:
             return Ending.STOPPED
         if call.is_client_gone:
             return Ending.CLIENT_GONE
         kind = "idle_timeout" if call.is_over else "broke"
-        relayed.failure = self._failed(relayed.upstream or "", kind, UpstreamUnusable())
+        relayed.failure = self.asker.failed(route.upstream, kind, UpstreamUnusable())
         return Ending.BROKE
 
     async def _start(self, call: Call, relayed: Relayed) -> None:

@@ -27,6 +27,8 @@ async def checks(app: "App") -> list[Check]:
     found.append(Check("journal_empty", not waiting, f"{waiting} records wait for replay", gates_ready=False))
     offered = app.shelf.count
     found.append(Check("models", offered > 0, f"{offered} models on offer"))
+    ill = app.gateway.relay.asker.ill
+    found.append(Check("upstreams", not ill, f"failing: {', '.join(ill)}" if ill else "ok", gates_ready=False))
     failing = app.invariants.failing if app.lead.is_taken else {}
     found.append(Check("invariants", not failing, ", ".join(failing) or "ok", gates_ready=False))
     changed = len(app.chain.changed) + len(app.seal.unsealable) if app.lead.is_taken else 0

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.metrics import CrewMetrics, Metrics
 from tests.support.behaviours import Completion, failure
 from tests.support.completion import changed
-from tests.support.gateway import Farebox
+from tests.support.gateway import CALLS_AT_ONCE_MAX, Farebox
 from tests.support.tools import tool
 from tests.support.upstream import FakeUpstream
 
@@ -156,6 +156,11 @@ async def test_every_label_value_in_a_rule_is_one_that_a_gateway_exports(
     for _ in range(5):
         async with gateway.chat() as reply:
             await reply.read()
+    standing = gateway.app.gateway.relay.asker.standings["up0"]
+    standing.in_flight += CALLS_AT_ONCE_MAX
+    async with gateway.chat() as reply:
+        assert reply.status == 503
+    standing.in_flight -= CALLS_AT_ONCE_MAX
     gateway.app.gateway.stopping = True
     async with gateway.chat() as reply:
         assert reply.status == 503

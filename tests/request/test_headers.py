@@ -52,6 +52,18 @@ def test_no_authorization_of_ours_means_none() -> None:
     assert "Authorization" not in dict(request_headers(CIMultiDict({"Authorization": "Bearer fb-x"}), None, hold()))
 
 
+def test_fixed_headers_go_over_the_clients_own() -> None:
+    given = CIMultiDict({"X-Title": "theirs", "User-Agent": "b", "Api-Key": "fb-x"})
+    fixed = [("x-title", "ours"), ("api-key", "sk")]
+    assert request_headers(given, None, hold(), fixed) == [
+        ("User-Agent", "b"),
+        ("x-title", "ours"),
+        ("api-key", "sk"),
+        ("Accept-Encoding", "identity"),
+        ("X-Request-Id", "hold-1"),
+    ]
+
+
 def test_reply_headers_keep_what_is_the_upstreams() -> None:
     given = CIMultiDict(
         {

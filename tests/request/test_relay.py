@@ -149,7 +149,7 @@ async def test_a_long_call_renews_its_hold_with_what_it_cost_so_far(hasty: Shop)
 
 async def test_connections_are_used_again_and_none_is_lost(shop: Shop) -> None:
     """Well-read ones go back to the pool, broken ones are closed."""
-    connector = shop.farebox.app.gateway.relay._connector
+    connector = shop.farebox.app.gateway.relay.asker._connector
     for behaviour in (
         Completion(),
         Completion(end=End.CLOSE),

@@ -26,6 +26,8 @@ RATES: Rates = {Meter.INPUT: 1_000, Meter.CACHED_INPUT: 500, Meter.OUTPUT: 4_000
 MODEL = "test-model"
 FREE_MODEL = "free-model"
 CONTEXT, OUTPUT = 128_000, 16_384
+# More than any test has in flight at the one upstream of the `gateway` fixture.
+CALLS_AT_ONCE_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -106,17 +108,20 @@ async def farebox(
     *,
     credit: str = "100",
     upstream: dict[str, Any] | None = None,
+    each: Sequence[dict[str, Any]] = (),
     **settings: Any,
 ) -> AsyncIterator[Farebox]:
-    """A gateway before upstreams at `base_urls`, in order; `upstream` are settings of each of them."""
+    """A gateway before upstreams at `base_urls`, in order; `upstream` are settings of each of them, `each` of one."""
     directory = Path(tempfile.mkdtemp(prefix="farebox-test-"))
     database = Database(dsn)
     try:
         await price_models(database)
         wallet_id, key = await make_wallet(database, credit)
         upstreams = tuple(
-            UpstreamSettings(
-                name=f"up{number}", base_url=url, api_key=SecretStr("sk-upstream-secret"), **(upstream or {})
+            UpstreamSettings.model_validate(
+                {"name": f"up{number}", "base_url": url, "api_key": SecretStr("sk-upstream-secret")}
+                | (upstream or {})
+                | (each[number] if number < len(each) else {})
             )
             for number, url in enumerate(base_urls)
         )

@@ -92,7 +92,7 @@ class FakeUpstream:
             raw_path=request.raw_path,
             headers=request.headers,
             body=body,
-            asked=_asked(body) if request.path == "/v1/chat/completions" else None,
+            asked=_asked(body) if request.path.endswith("/chat/completions") else None,
         )
         self.log.append(served)
         self._arrived.set()
@@ -112,7 +112,7 @@ class FakeUpstream:
         return call.response
 
     def _refuse(self, served: Served) -> web.Response:
-        status = 400 if served.raw_path.startswith("/v1/chat/completions") else 404
+        status = 400 if "/chat/completions" in served.raw_path else 404
         served.status = status
         return web.json_response(error_json("The fake upstream serves chat completions.", code="bad"), status=status)
 

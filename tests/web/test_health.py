@@ -20,7 +20,7 @@ from tests.support.shop import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GATES = {"database", "lane", "journal_writable", "models", "not_stopping"}
-CHECKS = GATES | {"journal_empty", "journal_whole", "invariants", "chain"}
+CHECKS = GATES | {"journal_empty", "journal_whole", "invariants", "chain", "upstreams"}
 House = tuple[Farebox, LedgerProxy]
 
 
