@@ -91,15 +91,29 @@ STREAMS = (
     # 1,021 in all less 700 of prompt: 318 of reasoning stand outside the 3 of the completion count.
     Stream("xai", 6, tokens(188, 321, cached=512), reasoning_tokens=318, usage_only=(4,)),
     Stream("litellm", 4, tokens(18, 5)),
+    Stream("anthropic", 7, tokens(21, 7), usage_only=(4,)),
     Stream("usage_after_end", 3, tokens(9, 3), usage_only=(5,)),
 )
 
 REPLIES = (
     Reply("openai", 12, tokens(107, 9, cached=1024)),
-    Reply("deepseek", 5, tokens(2, 6, cached=128), reasoning_tokens=3),
-    Reply("ollama", 2, tokens(31, 8)),
+    Reply("azure", 2, tokens(14, 3)),
+    Reply("vllm", 3, tokens(25, 4)),
+    Reply("llamacpp", 3, tokens(19, 4)),
     Reply("llamacpp_without_usage", 5),
+    Reply("ollama", 2, tokens(31, 8)),
+    Reply("openrouter", 5, tokens(10, 6, cache_write=1200)),
     Reply("openrouter_error", 0, failed=True),
+    Reply("groq", 2, tokens(42, 3)),
+    Reply("deepseek", 5, tokens(2, 6, cached=128), reasoning_tokens=3),
+    Reply("together", 5, tokens(38, 4)),
+    Reply("mistral", 4, tokens(17, 5)),
+    Reply("mistral_error", 0, failed=True),
+    # As in their streams: what was thought stands outside the completion count, and inside the total.
+    Reply("gemini", 9, tokens(12, 49)),
+    Reply("xai", 6, tokens(188, 321, cached=512), reasoning_tokens=318),
+    Reply("litellm", 4, tokens(18, 5)),
+    Reply("anthropic", 7, tokens(21, 7)),
 )
 
 
