@@ -83,11 +83,7 @@ async def test_a_member_of_the_wrong_kind(shop: Shop, members: dict[str, object]
     [
         ({"max_tokens": 16_385}, "output_cap_too_large", "max_completion_tokens"),
         ({"service_tier": "priority"}, "service_tier_not_priced", "service_tier"),
-        ({"audio": {"voice": "alloy"}}, "not_metered", "audio"),
-        ({"modalities": ["text", "audio"]}, "not_metered", "modalities"),
-        ({"web_search_options": {}}, "not_metered", "web_search_options"),
         ({"tools": [{"type": "web_search"}]}, "not_metered", "tools"),
-        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "not_metered", "messages[0].content[0]"),
         ({"Model": "gpt"}, "duplicate_member", "model"),
     ],
     ids=str,
@@ -96,6 +92,27 @@ async def test_a_member_whose_cost_cannot_be_told(
     shop: Shop, members: dict[str, object], code: str, param: str
 ) -> None:
     await check_refused(shop, post(shop, with_members(**members)), 400, code, param)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"audio": {"voice": "alloy"}},
+        {"modalities": ["text", "audio"]},
+        {"web_search_options": {}},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_audio", "input_audio": {"data": "A" * 64, "format": "wav"}}],
+                }
+            ]
+        },
+    ],
+    ids=str,
+)
+async def test_what_the_model_has_no_price_for(shop: Shop, members: dict[str, object]) -> None:
+    await check_refused(shop, post(shop, with_members(**members)), 404, "model_not_priced", "model")
 
 
 async def test_a_member_that_is_given_twice(shop: Shop) -> None:
