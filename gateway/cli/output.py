@@ -14,10 +14,10 @@ from rich.text import Text
 
 from gateway.core.catalogue import Rates, Tier, rates_to_json
 from gateway.core.money import format_nanos
+from gateway.core.rate_units import format_rate, is_per_million, rate_name
 
 # Pipes have no width; nothing is cut or wrapped on the way to another program.
 _PIPE_COLUMNS = 1_000
-_PICOS_PER_MILLIONTH = 10**6
 
 NOTHING = "–"  # noqa: RUF001 - an en dash in an empty cell is meant
 
@@ -101,16 +101,12 @@ def text_id(value: object) -> str | None:
     return str(value) if value is not None else None
 
 
-def format_rate(picos: int) -> str:
-    """Picos per unit as a decimal per million units, at least two places: 2.50, 0.075."""
-    units, rest = divmod(picos, _PICOS_PER_MILLIONTH)
-    return f"{units}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"
-
-
 def rates_document(rates: Rates) -> dict[str, object]:
-    """Rates per million units as decimal strings, and in picos per unit."""
+    """Rates as decimal strings, per million or in the unit that the name says, and in picos per unit of use."""
+    texts = {meter: format_rate(meter, picos) for meter, picos in sorted(rates.items())}
     return {
-        "rates_per_million": {str(meter): format_rate(picos) for meter, picos in sorted(rates.items())},
+        "rates_per_million": {str(meter): text for meter, text in texts.items() if is_per_million(meter)},
+        "rates_per_unit": {rate_name(meter): text for meter, text in texts.items() if not is_per_million(meter)},
         "rates_picos": rates_to_json(rates),
     }
 

@@ -3,7 +3,7 @@
 import os
 import pwd
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -11,8 +11,9 @@ from uuid import UUID
 import click
 
 from gateway.clock import unix_seconds
-from gateway.core.catalogue import InvalidPrice, rate_per_million
+from gateway.core.catalogue import InvalidPrice, Rates, multipliers_from_json, rate_per_million
 from gateway.core.money import InvalidAmount, parse_nanos
+from gateway.core.rate_units import read_multiplier, read_rate
 
 TEXT_CHARACTERS_MAX = 200
 MODELS_MAX = 100
@@ -81,6 +82,43 @@ def rate(_context: Context, _parameter: Parameter, value: str | None) -> int | N
         return rate_per_million(Decimal(value))
     except InvalidPrice as error:
         raise click.BadParameter(str(error)) from None
+
+
+def rates(_context: Context, _parameter: Parameter, values: tuple[str, ...]) -> Rates:
+    """Picos per unit by meter, of METER=PRICE in the unit of the meter."""
+    found: dict[str, int] = {}
+    for value in values:
+        name, amount = _named(value, "METER=PRICE")
+        try:
+            meter, picos = read_rate(name, amount)
+        except InvalidPrice as error:
+            raise click.BadParameter(f"{name[:40]}: {error}") from None
+        if meter in found:
+            raise click.BadParameter(f"{meter} is given twice")
+        found[meter] = picos
+    return found
+
+
+def multipliers(_context: Context, _parameter: Parameter, values: tuple[str, ...]) -> Mapping[str, int]:
+    """Ten-thousandths by tier of service, of TIER=TIMES."""
+    found: dict[str, int] = {}
+    for value in values:
+        name, amount = _named(value, "TIER=TIMES")
+        if name in found:
+            raise click.BadParameter(f"{name[:40]} is given twice")
+        try:
+            found[name] = read_multiplier(amount)
+            multipliers_from_json(found)
+        except InvalidPrice as error:
+            raise click.BadParameter(f"{name[:40]}: {error}") from None
+    return found
+
+
+def _named(value: str, form: str) -> tuple[str, Decimal]:
+    name, is_named, amount = value.partition("=")
+    if not is_named or not _RATE.fullmatch(amount):
+        raise click.BadParameter(f"{value[:60]!r} is not {form} with a decimal")
+    return name, Decimal(amount)
 
 
 def text(_context: Context, _parameter: Parameter, value: str | None) -> str | None:

@@ -103,7 +103,7 @@ def is_per_million(meter: str) -> bool:
 
 def rate_name(meter: str) -> str:
     """The name under which a shown price of this meter may be given back."""
-    return "audio_minutes" if meter == Meter.AUDIO_MILLISECONDS else meter
+    return "audio_minutes" if meter == Meter.AUDIO_MILLISECONDS else str(meter)
 
 
 def format_rate(meter: str, picos: int) -> str:

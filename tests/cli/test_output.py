@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from gateway.cli.output import amounts, console, format_rate, moment, print_facts, print_table, rates_document
+from gateway.cli.output import amounts, console, moment, print_facts, print_table, rates_document
 from gateway.core.catalogue import Meter
 
 
@@ -15,18 +15,17 @@ def test_an_amount_comes_as_text_and_as_nanos() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("picos", "text"), [(0, "0.00"), (2_500_000, "2.50"), (75_000, "0.075"), (1, "0.000001"), (10**12, "1000000.00")]
-)
-def test_a_rate_is_a_decimal_per_million(picos: int, text: str) -> None:
-    assert format_rate(picos) == text
-
-
 def test_rates_come_as_text_and_as_picos() -> None:
-    document = rates_document({Meter.OUTPUT: 2, Meter.INPUT: 1_000_000})
-    assert document == {
+    sold = {Meter.OUTPUT: 2, Meter.INPUT: 1_000_000, "images/high": 40_000_000_000, Meter.AUDIO_MILLISECONDS: 100_000}
+    assert rates_document(sold) == {
         "rates_per_million": {"input": "1.00", "output": "0.000002"},
-        "rates_picos": {"input": 1_000_000, "output": 2},
+        "rates_per_unit": {"audio_minutes": "0.006", "images/high": "0.04"},
+        "rates_picos": {
+            "input": 1_000_000,
+            "output": 2,
+            "audio_milliseconds": 100_000,
+            "images/high": 40_000_000_000,
+        },
     }
 
 
