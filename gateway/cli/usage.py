@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from gateway.cli.context import Misconfigured, Refused, run
 from gateway.cli.output import amounts, moment, print_json, print_line, progress, text_id
 from gateway.cli.parameters import identifier
 from gateway.cli.parameters import moment as moment_parameter
-from gateway.core.audit import INFORMATION
+from gateway.core.audit import INFORMATION, TERMS
 from gateway.core.catalogue import Meter
 from gateway.core.money import format_nanos
 from gateway.db import usage as events
@@ -28,9 +28,24 @@ from gateway.db.pool import Database, Row
 from gateway.settings import Settings
 
 METERS = (*map(str, Meter), *sorted(INFORMATION))
+# What multiplied the rates, and the meters with variants, whose columns have the sum of them.
+_TERMS = tuple(sorted(TERMS))
 COLUMNS = (
     *("wallet_id", "hold_id", "began_at", "resolved_at", "late", "key_id", "model", "endpoint", "upstream"),
-    *("resolution", "basis", "reason", "price_id", *METERS, "cost", "prior", "charged", "shortfall", "cost_picos"),
+    *(
+        "resolution",
+        "basis",
+        "reason",
+        "price_id",
+        *METERS,
+        "variants",
+        *_TERMS,
+        "cost",
+        "prior",
+        "charged",
+        "shortfall",
+        "cost_picos",
+    ),
     "entry_seq",
 )
 # What a spreadsheet takes for a formula at the beginning of a cell.
@@ -162,11 +177,27 @@ def csv_lines(rows: Sequence[Row]) -> bytes:
             "resolved_at": moment(row["created_at"]),
             "late": "true" if row["late"] else "false",
             **{name: harmless(row[name]) for name in ("model", "endpoint", "upstream", "reason")},
-            **{name: used.get(name) for name in METERS},
+            **_used_columns(used),
             **{name: format_nanos(row[f"{name}_nanos"]) for name in ("cost", "prior", "charged", "shortfall")},
         }
         writer.writerow([values[name] for name in COLUMNS])
     return target.getvalue().encode()
+
+
+def _used_columns(used: Mapping[str, object]) -> dict[str, object]:
+    """A column for each meter, with its variants in it; and the variants by themselves, as `images/high=2`."""
+    columns: dict[str, object] = {name: used.get(name) for name in METERS}
+    variants = {name: quantity for name, quantity in sorted(used.items()) if "/" in name}
+    for name, quantity in variants.items():
+        general = name.partition("/")[0]
+        before = columns.get(general)
+        if isinstance(quantity, int):
+            columns[general] = quantity + (before if isinstance(before, int) else 0)
+    columns["variants"] = " ".join(f"{name}={quantity}" for name, quantity in variants.items()) or None
+    for name in _TERMS:
+        term = used.get(name)
+        columns[name] = harmless(term) if isinstance(term, str) else term
+    return columns
 
 
 def harmless(text: str | None) -> str | None:

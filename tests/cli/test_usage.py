@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from gateway.cli.usage import COLUMNS, harmless
+from gateway.core.catalogue import Meter
 from tests.cli.conftest import BadUsage
 from tests.support.big_ledger import make_big_ledger
 from tests.support.command import Command
@@ -84,6 +85,20 @@ def test_both_forms_say_the_same_and_exactly(farebox: Command, database_url: str
     began = cells[1]["began_at"]
     assert len(table(farebox("usage", "export", "--wallet", books.wallet_id, "--from", began).out)) <= 6
     assert table(farebox("usage", "export", "--to", "2020-01-01").out) == []
+
+
+def test_every_meter_variant_and_term_has_a_column(farebox: Command, database_url: str) -> None:
+    books_in(database_url)
+    used = {"images/high/1024x1024": 2, "images": 3, "containers/4g": 1, "audio_milliseconds": 5, "requests": 1}
+    terms = {"service_tier": "priority", "upstream_bp": 11_000}
+    execute(database_url, "UPDATE usage_events SET usage = $1::jsonb", orjson.dumps(used | terms).decode())
+    cell = table(farebox("usage", "export").out)[0]
+    names = ("images", "containers", "audio_milliseconds", "requests", "input", "service_tier", "upstream_bp")
+    assert [cell[name] for name in names] == ["5", "1", "5", "1", "", "priority", "11000"]
+    assert cell["variants"] == "containers/4g=1 images/high/1024x1024=2"
+    assert {str(meter) for meter in Meter} <= cell.keys()
+    document = orjson.loads(farebox("usage", "export", "--format", "jsonl").out.splitlines()[0])
+    assert document["usage"] == used | terms
 
 
 def test_text_that_a_spreadsheet_would_run_is_defused(farebox: Command, database_url: str) -> None:

@@ -40,6 +40,60 @@ def test_usage_that_cannot_be_priced_is_said(usage: object, why: str) -> None:
         recompute_picos(PRICE, usage)
 
 
+EVERY = Price(
+    8,
+    "m",
+    PRICE.effective_from,
+    "test",
+    {
+        Meter.INPUT: 3,
+        Meter.AUDIO_INPUT: 40,
+        Meter.REQUESTS: 1_000,
+        Meter.WEB_SEARCHES: 500,
+        "images": 70,
+        "images/high": 90,
+    },
+    multipliers={"flex": 5_000, "batch": 2_500},
+)
+
+
+@pytest.mark.parametrize(
+    ("usage", "picos"),
+    [
+        # Half of 3 is 2, and of 1,000 it is 500; a search costs what it costs.
+        ({"input": 10, "requests": 1, "web_searches": 2, "service_tier": "flex"}, 20 + 500 + 1_000),
+        ({"input": 10, "service_tier": "batch"}, 10),
+        ({"input": 10, "service_tier": "default"}, 30),
+        # 3 and 500 with a tenth more are 4 and 550.
+        ({"input": 10, "web_searches": 1, "upstream_bp": 11_000}, 40 + 550),
+        ({"input": 10, "service_tier": "flex", "upstream_bp": 11_000}, 20),
+        ({"images/high/1024x1024": 2, "images/low/1x1": 1, "images": 1}, 180 + 70 + 70),
+        ({"cached_audio_input": 2, "cached_image_input": 2}, 80 + 6),
+    ],
+)
+def test_variants_requests_and_what_multiplied_are_worked_out_anew(usage: dict[str, object], picos: int) -> None:
+    assert recompute_picos(EVERY, usage) == picos
+
+
+@pytest.mark.parametrize(
+    ("usage", "why"),
+    [
+        ({"input": 1, "service_tier": "priority"}, "price 8 has no rate for tier of service priority"),
+        ({"input": 1, "service_tier": 1}, "usage.service_tier is not a string"),
+        ({"input": 1, "upstream_bp": 1.1}, "usage.upstream_bp is not a number"),
+        ({"input": 1, "upstream_bp": -1}, "usage.upstream_bp is not a number"),
+        ({"input": 1, "upstream_bp": 10**6 + 1}, "usage.upstream_bp is not a number"),
+        ({"containers/4g": 1}, "price 8 has no rate for containers"),
+        ({"audio_output": 1}, "price 8 has no rate for audio_output"),
+        ({"cache_write_12h": 1}, "price 8 has no rate for cache_write_12h"),
+        ({"images/HIGH": 1}, "usage.images/HIGH is not a meter"),
+    ],
+)
+def test_what_a_price_does_not_say_is_not_guessed(usage: dict[str, object], why: str) -> None:
+    with pytest.raises(Unexplained, match=why):
+        recompute_picos(EVERY, usage)
+
+
 def test_a_meter_without_a_rate_is_said() -> None:
     price = Price(7, "m", PRICE.effective_from, "test", {Meter.INPUT: 1})
     with pytest.raises(Unexplained, match="price 7 has no rate for output"):

@@ -145,8 +145,8 @@ def test_every_meter_tier_and_term_costs_what_the_oracle_says(
 MAY_BE = {
     "input": ("cached_input", "cache_write"),
     "cache_write_12h": ("input", "cached_input", "cache_write"),
-    "audio_input": ("cached_audio_input",),
-    "image_input": ("cached_image_input",),
+    "audio_input": ("cached_audio_input", "input", "cached_input", "cache_write"),
+    "image_input": ("cached_image_input", "input", "cached_input", "cache_write"),
     "output": ("reasoning_output",),
     "images": ("images/low/512x512", "images/high/1024x1024"),
     "containers": ("containers/4g",),

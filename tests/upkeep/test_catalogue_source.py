@@ -172,7 +172,7 @@ EVERY_DIMENSION: Mapping[str, Mapping[str, str]] = {
     "gpt-4o-mini-tts": {"input": "0.6", "output": "12", "audio_output": "12"},
     "tts-1-hd": {"characters": "30"},
     "text-embedding-3-small": {"input": "0.02"},
-    "omni-moderation-latest": {"requests": "0", "input": "0"},
+    "omni-moderation-latest": {"requests": "0"},
 }
 
 
