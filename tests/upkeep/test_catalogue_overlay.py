@@ -37,6 +37,15 @@ def test_a_model_is_read_whole() -> None:
     assert note.multipliers == {"flex": 5_000, "priority": 17_500}
 
 
+def test_the_example_in_the_readme_is_an_overlay() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    example = text[text.index('    [model."gpt-4o-mini"]') :].partition("\n\n")[0]
+    models = parse_overlay(example).models
+    assert models["gpt-4o-mini"].multipliers == {"priority": 16_667}
+    assert models["gpt-4o-mini"].extra_rates == {"containers": 30_000_000_000, "containers/4g": 120_000_000_000}
+    assert models["local/whisper"].rates == {"audio_milliseconds": 50_000}
+
+
 def test_the_first_family_that_covers_a_name_counts_after_the_exact_note() -> None:
     overlay = parse_overlay(
         """
