@@ -20,6 +20,7 @@ from gateway.core.pricing import (
     cost_picos,
     dearest_rate,
     dearest_rates,
+    is_priced,
     is_tier_priced,
     priced_alternatives,
     rate_picos,
@@ -223,6 +224,20 @@ def test_a_missing_rate_falls_back_to_the_general_one_or_is_unpriced() -> None:
         ceiling_picos(plain, 1, 1)
     with pytest.raises(Unpriced):
         ceiling_picos(price({Meter.OUTPUT: 3}), 1, 1)
+
+
+def test_no_meter_falls_back_to_a_rate_that_may_be_lower_than_its_own() -> None:
+    text: Rates = {Meter.INPUT: 3, Meter.OUTPUT: 10}
+    found = {str(meter) for meter in Meter if is_priced(text, meter)}
+    plain = ("input", "cached_input", "cache_write", "image_input", "cached_image_input")
+    assert found == {*plain, "output", "reasoning_output"}
+
+
+@pytest.mark.parametrize("meter", EVERY_INPUT)
+def test_whatever_goes_in_brings_a_request_over_the_threshold(meter: str) -> None:
+    tiered = price({**dict.fromkeys(EVERY_INPUT, 1), Meter.OUTPUT: 1}, Tier(100, {Meter.OUTPUT: 7}))
+    assert cost_picos(tiered, {Meter.INPUT: 60, Meter.OUTPUT: 1}) == 61
+    assert cost_picos(tiered, {Meter.INPUT: 60, meter: 41 if meter != "input" else 101, Meter.OUTPUT: 1}) >= 108
 
 
 def test_a_cost_that_the_ledger_cannot_hold_is_refused() -> None:

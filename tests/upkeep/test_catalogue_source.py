@@ -329,7 +329,7 @@ def test_an_operators_word_goes_before_ours(tmp_path: Path) -> None:
         extra_rates = { "containers/4g" = "0.12" }
         derived_rates = { cache_write_12h = "1.5 input", cached_input = "9 input" }
         [model."gpt-image-2"]
-        rates = { images = "0.04", "images/high/1024x1536" = "0.25" }
+        rates = { images = "0.04", "images/high/1024x1536" = "0.25", output = "1" }
         [[family]]
         match = "gpt-3*"
         unpriced = "retired here"
@@ -352,7 +352,11 @@ def test_an_operators_word_goes_before_ours(tmp_path: Path) -> None:
     assert ours["gpt-5"].rates == {**five.rates, "containers/4g": 120_000_000_000, Meter.CACHE_WRITE_12H: 1_875_000}
     assert (ours["gpt-5"].multipliers, ours["gpt-5"].source) == ({"flex": 7_500}, f"{five.source} + overlay")
     # Nothing of ours is added to a whole price.
-    assert ours["gpt-image-2"].rates == {"images": 40_000_000_000, "images/high/1024x1536": 250_000_000_000}
+    assert ours["gpt-image-2"].rates == {
+        "images": 40_000_000_000,
+        "images/high/1024x1536": 250_000_000_000,
+        "output": 1_000_000,
+    }
     # Wholly new models, and new names for known ones.
     local = ours["local/llama"]
     assert (local.rates, local.source) == ({Meter.INPUT: 1, Meter.OUTPUT: 0}, "overlay")
