@@ -27,7 +27,9 @@ from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
 from gateway.request.idempotency import Idempotency
 from gateway.request.relay import Relay
+from gateway.request.session import SessionLimits
 from gateway.request.settle import Settler
+from gateway.request.upstream_socket import Dialler
 from gateway.request.vault import Vault, secret_in
 from gateway.request.watch import Watch
 from gateway.settings import Settings, UpstreamSettings
@@ -43,6 +45,7 @@ from gateway.upkeep.sweep import Sweep
 from gateway.upkeep.vitals import HeldGauges, Invariants
 from gateway.web.checks import checks
 from gateway.web.health import ops_handler
+from gateway.web.realtime import Sessions
 from gateway.web.routes import Handler, Limits, api_handler
 from gateway.web.server import Listener
 
@@ -246,6 +249,8 @@ def _wire(
         drain_seconds=settings.drain_seconds,
         calls_in_flight_max=settings.calls_in_flight_max,
     )
+    limits = SessionLimits(settings.session_idle_seconds, settings.session_frame_bytes_max)
+    sessions = Sessions(Dialler(connector, frame_bytes_max=limits.frame_bytes_max), limits)
     metrics.unsettled.set_function(lambda: gateway.unsettled)
     lane.calls_in_flight = lambda: gateway.in_flight
 
@@ -273,7 +278,7 @@ def _wire(
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
         api=_listener(
-            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds)),
+            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds), sessions),
             settings,
             body_bytes_max=settings.body_bytes_max,
         ),

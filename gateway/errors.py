@@ -4,7 +4,7 @@
     ├── Refused          the caller's side: change the request, the key or the funds
     │   ├── Unauthenticated  MalformedRequest  NotFound  MethodNotAllowed  ModelNotFound  BodyTooLarge
     │   ├── UnsupportedMediaType  RequestTimedOut  InsufficientFunds  WalletSuspended  TooManyAttempts
-    │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost
+    │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost  UpgradeRequired  SessionEnded
     ├── UpstreamFailed   the upstream's side: nothing was charged
     │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable  UpstreamsBusy
     └── Unavailable      our side, and worth retrying
@@ -166,6 +166,21 @@ class IdempotentReplyLost(Refused):
     status = 409
     code = "idempotent_reply_lost"
     type = "idempotency_error"
+    should_retry = False
+
+
+class UpgradeRequired(Refused):
+    """Open this path as a WebSocket (`Upgrade: websocket`, version 13)."""
+
+    status = 426
+    code = "upgrade_required"
+
+
+class SessionEnded(Refused):
+    """The session was silent for too long, or reached its longest time, and was ended."""
+
+    status = 408
+    code = "session_ended"
     should_retry = False
 
 

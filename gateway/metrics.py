@@ -34,6 +34,7 @@ class Metrics:
             "added_first_byte_seconds", "Time that passes here before the upstream is asked.", _FAST
         )
         self.unsettled = self._gauge("unsettled_calls", "Calls of this process that hold money.")
+        self.sessions = self._gauge("sessions", "Realtime sessions that are open.")
 
     def _add_ledger(self) -> None:
         self.hold_decisions = self._counter("hold_decisions", "Holds by decision.", "outcome")

@@ -140,6 +140,9 @@ class Settings(BaseModel):
     keep_alive_seconds: Seconds = 75.0
     reply_buffer_bytes_max: int = Field(default=2**20, ge=4_096, le=2**28)
 
+    session_idle_seconds: Seconds = 600.0
+    session_frame_bytes_max: int = Field(default=16 * 2**20, ge=4_096, le=2**28)
+
     min_output_tokens: int = Field(default=16, ge=1, le=1_000_000)
     hold_slice_tokens: int = Field(default=4_096, ge=16, le=10_000_000)
     stored_context: Literal["ceiling", "refuse"] = "ceiling"

@@ -33,6 +33,8 @@ EXPECTED = {
     "IdempotencyKeyReused": (422, "idempotency_key_reused", "idempotency_error", None, None),
     "IdempotentCallRunning": (409, "idempotent_call_running", "idempotency_error", "1", None),
     "IdempotentReplyLost": (409, "idempotent_reply_lost", "idempotency_error", None, "false"),
+    "UpgradeRequired": (426, "upgrade_required", "invalid_request_error", None, None),
+    "SessionEnded": (408, "session_ended", "invalid_request_error", None, "false"),
     "UpstreamUnreachable": (502, "upstream_unreachable", "upstream_error", None, None),
     "UpstreamTimedOut": (504, "upstream_timed_out", "upstream_error", None, None),
     "UpstreamUnusable": (502, "upstream_broke", "upstream_error", None, None),

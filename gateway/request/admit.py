@@ -104,10 +104,7 @@ def admit(
         request = endpoint.read_request(body)
     except InvalidRequest as error:
         raise MalformedRequest(error.message, code=error.code, param=error.param) from None
-    found = shelf.find(request.model)
-    if found is None or not is_allowed(principal, request.model, found[0]):
-        raise ModelNotFound(param="model")
-    model, price, routes = found
+    found = model, price, _ = find(principal, shelf, request.model)
     if request.for_model is not None:
         request = request.for_model(request, model.name)
     if request.stored is not None and stored_context == "refuse":
@@ -119,6 +116,30 @@ def admit(
     if request.service_tier in ("", "auto") and price.multipliers.get(auto_service_tier, 0) > ONE_BP:
         # The reply's own word for it is what counts in the end; until then, and without it, the dearer.
         request = request._replace(service_tier=auto_service_tier)
+    return priced(
+        endpoint, request, body, found, min_output_tokens=min_output_tokens, hold_slice_tokens=hold_slice_tokens
+    )
+
+
+def find(principal: Principal, shelf: Shelf, name: str) -> tuple[Model, Price, tuple[Route, ...]]:
+    """The model of this name or alias that this key may use. Raises ModelNotFound."""
+    found = shelf.find(name)
+    if found is None or not is_allowed(principal, name, found[0]):
+        raise ModelNotFound(param="model")
+    return found
+
+
+def priced(
+    endpoint: Endpoint,
+    request: CallRequest,
+    body: bytes,
+    found: tuple[Model, Price, tuple[Route, ...]],
+    *,
+    min_output_tokens: int,
+    hold_slice_tokens: int,
+) -> Offer:
+    """The offer for a request that was read. Raises MalformedRequest, ModelNotFound."""
+    model, price, routes = found
     # Only what is shown can be counted as it passes.
     grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
     try:

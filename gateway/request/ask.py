@@ -99,7 +99,7 @@ class Asker:
 
     async def ask(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Asked:
         """The first reply that is worth having. Raises nothing that an upstream may cause."""
-        turn = self._turn(offer.routes)
+        turn = self.turn(offer.routes)
         asked = Asked(None, None, UpstreamsBusy())
         for position, route in enumerate(turn):
             standing = self._standing(route.upstream)
@@ -126,7 +126,8 @@ class Asker:
             return Asked(answer.reply, route, None, standing)
         return asked
 
-    def _turn(self, routes: Sequence[Route]) -> Sequence[Route]:
+    def turn(self, routes: Sequence[Route]) -> Sequence[Route]:
+        """In which order to ask them now."""
         if len(routes) == 1:
             return routes
         if is_drawn(routes):

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from multidict import CIMultiDict
 
@@ -136,21 +136,30 @@ class Call:
             self.task.cancel()
 
 
+class Watched(Protocol):
+    """What the watch looks after: a call, or a session of them (gateway/request/session.py)."""
+
+    is_client_gone: bool
+
+    def look(self, now: float) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Watch:
     """All calls in flight. `run()` is its own task."""
 
     def __init__(self) -> None:
-        self._calls: set[Call] = set()
+        self._calls: set[Any] = set()  # of Watched
         self._empty: asyncio.Event | None = None
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: Watched) -> None:
         """Look after `call` until it leaves."""
         self._calls.add(call)
 
-    def leave(self, call: Call) -> None:
+    def leave(self, call: Watched) -> None:
         """`call` has ended."""
         self._calls.discard(call)
         if self._empty is not None and not self._calls:

@@ -18,7 +18,7 @@ from gateway.endpoints.moderations import ModerationsEndpoint
 from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
-from gateway.web import metered, models
+from gateway.web import metered, models, realtime
 from gateway.web.envelope import failure_response
 
 _log = logging.getLogger("farebox.web")
@@ -32,6 +32,8 @@ METERED: Mapping[str, Endpoint] = {
     "/moderations": ModerationsEndpoint(),
 }
 _MODELS = PREFIX + "/models"
+# Sessions over WebSocket, metered response by response. What lies below leads past the gateway, or has no usage.
+_REALTIME = PREFIX + "/realtime"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -44,7 +46,7 @@ class Limits:
     body_seconds: float
 
 
-def api_handler(gateway: Gateway, limits: Limits) -> Handler:
+def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -> Handler:
     """The handler of the API listener."""
     metered_paths = {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
     metrics = gateway.metrics
@@ -64,6 +66,12 @@ def api_handler(gateway: Gateway, limits: Limits) -> Handler:
                 body_bytes_max=limits.body_bytes_max,
                 body_seconds=limits.body_seconds,
             )
+        if path == _REALTIME:
+            if request.method != "GET":
+                raise MethodNotAllowed(headers={"Allow": "GET"})
+            return await realtime.serve(gateway, sessions, request)
+        if path.startswith(_REALTIME + "/"):
+            raise NotFound(f"{path[:80]} cannot be metered: only {_REALTIME} is served.")
         if path == _MODELS or path.startswith(_MODELS + "/"):
             if request.method != "GET":
                 raise MethodNotAllowed(headers={"Allow": "GET"})
