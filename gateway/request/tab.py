@@ -5,7 +5,7 @@ From a placed hold every way out is one settle or one void: `end` for what ran, 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -26,10 +26,10 @@ from gateway.tasks import spawn
 
 _log = logging.getLogger("farebox.session")
 _ENDED_MAX = 1_024  # how many ends are remembered, so that none is charged twice
-_FINISH_SECONDS_MAX = 10.0
 
 Found = tuple[Model, Price, tuple[Route, ...]]
 N = TypeVar("N", bound="Need")
+T = TypeVar("T")
 
 
 class Need(Protocol):
@@ -89,7 +89,7 @@ class Tab(Generic[N]):
         self.spares: list[Item[N]] = []
         self.running: dict[str, Item[N]] = {}
         self._ended: dict[str, None] = {}
-        self._placing: set[asyncio.Task[Failure | None]] = set()
+        self._working: set[asyncio.Task[Any]] = set()  # what must not end with whoever waits for it
 
     async def ready(self, wanted: Callable[[], tuple[N, int]]) -> None:
         """Return once as many holds as are wanted, each good for the need, stand for what comes next.
@@ -149,11 +149,11 @@ class Tab(Generic[N]):
 
     async def close(self, ending: Ending) -> None:
         """The session is over: resolve every hold that is left."""
-        if self._placing:
-            await asyncio.wait(self._placing, timeout=_FINISH_SECONDS_MAX)
+        await self._worked()
         for key in list(self.running):
             await self.end(key, ending, None)
         await self.drop_spares()
+        await self._worked()
 
     def renew(self, now: float) -> None:
         """At half its validity, say what each has cost so far."""
@@ -167,12 +167,20 @@ class Tab(Generic[N]):
 
     async def _place(self, need: N) -> None:
         """One more spare. Whoever waits may be cancelled; the hold is known all the same. Raises Failure."""
-        task = spawn(self._placed(need), name="session hold")
-        self._placing.add(task)
-        task.add_done_callback(self._placing.discard)
-        failure: Failure | None = await asyncio.shield(task)
+        failure = await self._see_through(self._placed(need))
         if failure is not None:
             raise failure
+
+    async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on where whoever waits for it is cancelled."""
+        task = spawn(work, name="session hold")
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return await asyncio.shield(task)
+
+    async def _worked(self) -> None:
+        while self._working:
+            await asyncio.wait(self._working)
 
     async def _placed(self, need: N) -> Failure | None:
         try:
@@ -189,11 +197,14 @@ class Tab(Generic[N]):
         least, offer = self._offer(need, found), self._offer(roomy, found)
         asked = offer._replace(ceiling=offer.ceiling._replace(minimum_nanos=least.ceiling.nanos))
         gateway.in_flight += 1
+        gateway.unsettled += 1
         try:
             hold = await gateway.holds.place(principal, asked)
+        except BaseException:
+            gateway.unsettled -= 1
+            raise
         finally:
             gateway.in_flight -= 1
-        gateway.unsettled += 1
         is_roomy = hold.granted_nanos >= offer.ceiling.nanos
         self.spares.append(Item(offer if is_roomy else least, hold, roomy if is_roomy else need))
 
@@ -251,6 +262,9 @@ class Tab(Generic[N]):
         return charge
 
     async def _resolve(self, item: Item[N], charge: Charge) -> None:
+        await self._see_through(self._resolved(item, charge))
+
+    async def _resolved(self, item: Item[N], charge: Charge) -> None:
         payer = self._payer
         upstream = None if payer.route is None else payer.route.upstream.name
         try:
