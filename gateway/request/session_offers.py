@@ -29,11 +29,14 @@ class SessionOffers:
         self._payer = payer
         self._shelf = payer.gateway.shelf
         self._model = model
+        self._output_tokens_max = 0
         self._transcribers: set[str] = set()  # by the upstream's names
 
     def find_model(self, principal: Principal) -> Found:
         """The session's model as it is on offer now. Raises ModelNotFound."""
-        return find(principal, self._shelf(), self._model)
+        found = find(principal, self._shelf(), self._model)
+        self._output_tokens_max = found[0].output_tokens_max
+        return found
 
     def find_transcriber(self, principal: Principal) -> Found:
         """Raises ModelNotFound."""
@@ -67,7 +70,8 @@ class SessionOffers:
         return self._most() if frame.output_cap is None else min(frame.output_cap, self._most())
 
     def _most(self) -> int:
-        return self.find_model(self._payer.principal)[0].output_tokens_max
+        """Also where the model is on offer no more: what runs is still to be charged."""
+        return self._output_tokens_max or self.find_model(self._payer.principal)[0].output_tokens_max
 
     def admit(self, frame: FromClient) -> bytes:
         """What to send upstream for a frame, which counts from here on. Raises InvalidRequest, ModelNotFound."""

@@ -16,7 +16,7 @@ from gateway.core.pricing import Quantities
 from gateway.db.lanes import Outcome
 from gateway.db.pool import LedgerAway
 from gateway.endpoints.realtime import reply_audio_tokens
-from gateway.errors import Failure, LedgerUnavailable, Refused
+from gateway.errors import Failure, LedgerUnavailable
 from gateway.request.admit import Offer, Route
 from gateway.request.authenticate import Principal
 from gateway.request.handle import Gateway
@@ -89,6 +89,7 @@ class Tab(Generic[N]):
         self.spares: list[Item[N]] = []
         self.running: dict[str, Item[N]] = {}
         self._ended: dict[str, None] = {}
+        self._found: Found | None = None  # what the last hold was for; it may be on offer no more
         self._working: set[asyncio.Task[Any]] = set()  # what must not end with whoever waits for it
 
     async def ready(self, wanted: Callable[[], tuple[N, int]]) -> None:
@@ -108,7 +109,7 @@ class Tab(Generic[N]):
                     if not item.need.covers(need):
                         await self._extend(item, need)
                 return
-            except Refused:
+            except Failure:
                 if payer.is_busy():
                     await payer.released.wait()
                 elif not was_busy:  # else it has ended meanwhile, and less is needed now
@@ -122,7 +123,11 @@ class Tab(Generic[N]):
                 await self._place(need)
             except Failure as error:
                 failure = error
-        item = self.spares.pop(0) if self.spares else self._unheld(need)
+        if self.spares:
+            item = self.spares.pop(0)
+        else:
+            item = self._unheld(need)
+            self._payer.gateway.unsettled += 1
         item.offer = item.offer._replace(request=item.offer.request._replace(extra_estimate=estimated))
         self.running[key] = item
         return failure
@@ -192,7 +197,7 @@ class Tab(Generic[N]):
     async def _hold(self, need: N) -> None:
         gateway = self._payer.gateway
         principal = await self._payer.ask()
-        found = self._find(principal)
+        found = self._found = self._find(principal)
         roomy: N = need.roomy()
         least, offer = self._offer(need, found), self._offer(roomy, found)
         asked = offer._replace(ceiling=offer.ceiling._replace(minimum_nanos=least.ceiling.nanos))
@@ -229,9 +234,8 @@ class Tab(Generic[N]):
     def _unheld(self, need: N) -> Item[N]:
         """For what runs although nothing could be held: it is charged what free funds cover, when it has ended."""
         principal = self._payer.principal
-        self._payer.gateway.unsettled += 1
         hold = Hold(new_id(), principal.wallet_id, principal.key_id, 0, 0, False, monotonic_seconds() + 86_400)
-        return Item(self._offer(need, self._find(principal)), hold, need)
+        return Item(self._offer(need, self._found or self._find(principal)), hold, need)
 
     def _counted(self, item: Item[N]) -> tuple[Offer, int]:
         """The offer whose `output_units` say what was relayed, and how many of them."""

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from gateway.db.keys import hash_key
+from gateway.request.admit import Shelf
 from tests.support.gateway import make_wallet
 from tests.support.realtime import (
     EXACT,
@@ -111,6 +112,24 @@ async def test_a_key_that_is_revoked_starts_nothing_more(shop: Shop, fake: FakeR
         assert (mine.seen[-1]["status"], mine.seen[-1]["error"]["code"]) == (401, "invalid_api_key")
     await settled(shop.farebox)
     assert len(fake.log[0].done) == 1
+
+
+async def test_a_model_that_is_on_offer_no_more_is_charged_for_what_still_came(shop: Shop, fake: FakeRealtime) -> None:
+    app = shop.farebox.app
+    shelf = app.shelf
+    async with talk(shop) as mine:
+        await mine.respond()
+        try:
+            app.shelf = Shelf([], [], [], {})
+            await fake.log[0].respond(Turn(stop="delta"))
+            await fake.log[0].finish("resp_another", Turn())
+            assert await mine.closed() == 1008
+            assert mine.seen[-1]["error"]["code"] == "model_not_found"
+        finally:
+            app.shelf = shelf
+    await settled(shop.farebox)
+    assert "cut_off" in [event["reason"] for event in await shop.farebox.usage()]
+    assert shop.count("farebox_crashes_total") == 0
 
 
 async def test_a_cap_that_was_announced_is_what_is_held(shop: Shop, fake: FakeRealtime) -> None:
