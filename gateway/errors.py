@@ -4,7 +4,7 @@
     ├── Refused          the caller's side: change the request, the key or the funds
     │   ├── Unauthenticated  MalformedRequest  NotFound  MethodNotAllowed  ModelNotFound  BodyTooLarge
     │   ├── UnsupportedMediaType  RequestTimedOut  InsufficientFunds  WalletSuspended  TooManyAttempts
-    │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost  UpgradeRequired  SessionEnded
+    │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost  UpgradeRequired  SessionEnded  NotMetered
     ├── UpstreamFailed   the upstream's side: nothing was charged
     │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable  UpstreamsBusy
     └── Unavailable      our side, and worth retrying
@@ -87,6 +87,14 @@ class NotFound(Refused):
 
     status = 404
     code = "unknown_path"
+
+
+class NotMetered(Refused):
+    """This path is not served here: Farebox has no meter for it."""
+
+    status = 403
+    code = "not_metered"
+    type = "permission_error"
 
 
 class MethodNotAllowed(Refused):

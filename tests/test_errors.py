@@ -23,6 +23,7 @@ EXPECTED = {
     "TooManyAttempts": (429, "too_many_attempts", "rate_limit_error", "1", None),
     "MalformedRequest": (400, "invalid_request", "invalid_request_error", None, None),
     "NotFound": (404, "unknown_path", "invalid_request_error", None, None),
+    "NotMetered": (403, "not_metered", "permission_error", None, None),
     "MethodNotAllowed": (405, "method_not_allowed", "invalid_request_error", None, None),
     "ModelNotFound": (404, "model_not_found", "invalid_request_error", None, None),
     "BodyTooLarge": (413, "body_too_large", "invalid_request_error", None, None),

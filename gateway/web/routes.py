@@ -1,4 +1,4 @@
-"""The table of paths. Default-deny: what is not here is 404, and nothing of it goes upstream.
+"""The table of paths. Default-deny: what is not here is 403 or 404, and nothing of it goes upstream.
 
 Paths are compared as they were sent. An encoded slash, a doubled one or a dot segment is another path, and unknown.
 """
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.core.known_paths import shown, why_unmetered
 from gateway.db.pool import LedgerAway
 from gateway.endpoints.chat import ChatEndpoint
 from gateway.endpoints.completions import CompletionsEndpoint
 from gateway.endpoints.embeddings import EmbeddingsEndpoint
 from gateway.endpoints.endpoint import Endpoint
 from gateway.endpoints.moderations import ModerationsEndpoint
-from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound
+from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound, NotMetered
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
 from gateway.web import metered, models, realtime
@@ -78,9 +79,17 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
             if path == _MODELS:
                 return await models.list_models(gateway, request)
             return await models.get_model(gateway, request, path.removeprefix(_MODELS + "/"))
-        raise NotFound
+        raise refusal(path)
 
     return guarded(route, metrics)
+
+
+def refusal(path: str) -> Failure:
+    """Why this path is not served: it is known and has no meter, or it is unknown."""
+    why = why_unmetered(path.removeprefix(PREFIX)) if path.startswith(PREFIX + "/") else None
+    if why is None:
+        return NotFound(f"Unknown path {shown(path)}. Farebox serves only paths that it can meter.")
+    return NotMetered(f"{shown(path)} is not served: {why}. Its operator may allow it.")
 
 
 def guarded(route: Handler, metrics: Metrics) -> Handler:

@@ -71,6 +71,26 @@ async def test_an_unknown_path(shop: Shop, path: str) -> None:
     await shop.untouched()
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/files", "/v1/batches/b_1", "/v1/realtime/client_secrets", "/v1/realtime/calls", "/v1/vector_stores/v/search",
+     "/v1/chat/completions/chatcmpl-1", "/v1/organization/costs?limit=1"],
+)  # fmt: skip
+async def test_a_known_path_without_a_meter_is_refused_by_name(shop: Shop, path: str) -> None:
+    for method in ("POST", "GET", "DELETE"):
+        reply = await exchange(shop.farebox.app.port, request(method, path, body=BODY, key=shop.farebox.key))
+        check_envelope(reply, 403, "not_metered")
+        message = orjson.loads(reply.body)["error"]["message"]
+        assert message.startswith(path.partition("?")[0] + " is not served: ")
+    await shop.untouched()
+
+
+async def test_an_unknown_path_is_named(shop: Shop) -> None:
+    reply = await exchange(shop.farebox.app.port, request("GET", "/v1/nothing?a=b", key=shop.farebox.key))
+    check_envelope(reply, 404, "unknown_path")
+    assert "Unknown path /v1/nothing. " in orjson.loads(reply.body)["error"]["message"]
+
+
 async def test_every_metered_path_names_its_meter(shop: Shop) -> None:
     for path, endpoint in METERED.items():
         assert path.startswith("/")
