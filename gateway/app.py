@@ -22,10 +22,10 @@ from gateway.db.seals import Limits as SealLimits
 from gateway.metrics import Metrics
 from gateway.request.admit import Shelf
 from gateway.request.authenticate import Authenticator
-from gateway.request.breaker import State
 from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
 from gateway.request.idempotency import Idempotency
+from gateway.request.passed import Rule, rules_of
 from gateway.request.relay import Relay
 from gateway.request.session import SessionLimits
 from gateway.request.settle import Settler
@@ -58,7 +58,7 @@ _KEYS_CONNECTIONS_MAX = 8
 _GUARD_SECONDS = 2.0
 # What a running gateway takes over from changed settings; anything else needs a restart.
 _RELOADED = (
-    "upstream", "aliases", "min_output_tokens", "hold_slice_tokens", "drain_seconds", "calls_in_flight_max",
+    "upstream", "aliases", "allow", "min_output_tokens", "hold_slice_tokens", "drain_seconds", "calls_in_flight_max",
     "stop_seconds", "stored_context", "auto_service_tier",
 )  # fmt: skip
 
@@ -96,6 +96,7 @@ class App:
     lead: Lead = field(init=False)
     port: int = 0
     ops_port: int = 0
+    allowed: tuple[Rule, ...] = ()
     shelf: Shelf = field(default_factory=lambda: Shelf([], [], [], {}))
 
     async def reload(self, settings: Settings) -> list[str]:
@@ -105,6 +106,7 @@ class App:
         """
         await self.catalogue.serve(settings.upstream, settings.aliases)
         self.gateway.relay.asker.forget()
+        self.allowed = rules_of(settings.allow, settings.upstream)
         self.gateway.min_output_tokens = settings.min_output_tokens
         self.gateway.hold_slice_tokens = settings.hold_slice_tokens
         self.gateway.stored_context = settings.stored_context
@@ -126,11 +128,7 @@ class App:
         self.metrics.lane_stuck.set(self.lane.stuck_seconds())
         self.metrics.journal_records.set(self.journal.records)
         self.metrics.journal_damaged.set(len(self.journal.set_aside_files()))
-        self.metrics.upstream_up.clear()
-        self.metrics.upstream_in_flight.clear()
-        for name, standing in self.gateway.relay.asker.standings.items():
-            self.metrics.upstream_up.labels(name).set(standing.breaker.state is State.CLOSED)
-            self.metrics.upstream_in_flight.labels(name).set(standing.in_flight)
+        self.gateway.relay.asker.report()
 
     async def drain(self) -> None:
         """Take no new calls; let those in flight end, and end those that do not in time."""
@@ -278,11 +276,14 @@ def _wire(
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
         api=_listener(
-            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds), sessions),
+            api_handler(
+                gateway, Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed), sessions
+            ),
             settings,
             body_bytes_max=settings.body_bytes_max,
         ),
     )
+    app.allowed = rules_of(settings.allow, upstreams)
     app.lead = _lead(app)
     return app
 

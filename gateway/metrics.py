@@ -29,6 +29,7 @@ class Metrics:
         self.calls = self._counter("calls", "Resolved calls.", "endpoint", "model", "outcome", "basis")
         self.refused = self._counter("refused", "Calls refused before the upstream, by kind.", "step", "code")
         self.idempotency = self._counter("idempotency", "Idempotency keys, by what became of them.", "outcome")
+        self.passed = self._counter("passed", "Requests of paths that the operator allows.", "path", "price")
         self.crashes = self._counter("crashes", "Unexpected failures: each is a bug.")
         self.added_seconds = self._histogram(
             "added_first_byte_seconds", "Time that passes here before the upstream is asked.", _FAST

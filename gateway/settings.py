@@ -113,6 +113,17 @@ class UpstreamSettings(BaseModel):
         return self
 
 
+class AllowSettings(BaseModel):
+    """A path without a meter that is passed on all the same: free, or at a model's price of a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(pattern=r"^(/([A-Za-z0-9_-][A-Za-z0-9._-]*|\{id\}))+$", max_length=256)
+    methods: tuple[Literal["GET", "POST", "DELETE", "PUT", "PATCH"], ...] = Field(default=("GET",), min_length=1)
+    upstream: str
+    model: str | None = Field(default=None, min_length=1, max_length=256)
+
+
 class Settings(BaseModel):
     """What `farebox serve` runs with."""
 
@@ -131,6 +142,7 @@ class Settings(BaseModel):
 
     upstream: tuple[UpstreamSettings, ...] = ()
     aliases: Mapping[str, str] = Field(default_factory=dict)
+    allow: tuple[AllowSettings, ...] = ()
     catalogue_overlay: Path | None = None
 
     body_bytes_max: int = Field(default=20 * 2**20, ge=1_024, le=2**30)
@@ -186,6 +198,9 @@ class Settings(BaseModel):
         names = [upstream.name for upstream in self.upstream]
         if len(set(names)) != len(names):
             raise ValueError("upstream: two upstreams have the same name")
+        for rule in self.allow:
+            if names and rule.upstream not in names:
+                raise ValueError(f"allow: {rule.path}: there is no upstream named {rule.upstream}")
         return self
 
     def directory(self) -> Path:
@@ -228,7 +243,7 @@ def check(document: Mapping[str, Any]) -> Settings:
 
 
 _NOT_SETTINGS = frozenset({"FAREBOX_CONFIG", "FAREBOX_KILL_AT", "FAREBOX_API_KEY"})
-_NESTED = frozenset({"upstream", "aliases"})
+_NESTED = frozenset({"upstream", "aliases", "allow"})
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from gateway.settings import InvalidSettings, Settings, check, load, read
 
 UPSTREAM = '[[upstream]]\nname = "a"\nbase_url = "http://x/v1"\n'
+ALLOW = '[[allow]]\npath = "/files"\nupstream = "b"\n'
 SECRET = "sk-very-secret"
 
 
@@ -85,6 +86,11 @@ def test_a_bad_value_is_one_line_that_names_its_key(name: str, value: str, key: 
         (UPSTREAM + "weight = -1\norder = 1001\n", ["upstream.0.order: ", "upstream.0.weight: "]),
         (UPSTREAM + "calls_in_flight_max = 0\n", ["upstream.0.calls_in_flight_max: "]),
         (UPSTREAM + 'api_key_env = "NOT_THERE"\n', ["upstream.0: api_key_env: the environment has no NOT_THERE"]),
+        (UPSTREAM + ALLOW, ["settings: allow: /files: there is no upstream named b"]),
+        (ALLOW.replace("/files", "/a/../b"), ["allow.0.path: "]),
+        (ALLOW.replace("/files", "/a/{other}"), ["allow.0.path: "]),
+        (ALLOW + 'methods = ["GET", "CONNECT"]\n', ["allow.0.methods.1: "]),
+        (ALLOW + "methods = []\n", ["allow.0.methods: "]),
         ("upstream = 1\n", ["upstream: "]),
         ("[aliases]\na = 1\n", ["aliases.a: "]),
         ("port = [\n", ["{path}: "]),

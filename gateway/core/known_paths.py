@@ -7,7 +7,8 @@ an operator may pass some of them on all the same (`[[allow]]`).
 import re
 
 # One segment of a path as it was sent: nothing encoded, no dots alone.
-_SEGMENT = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._:~-]{1,256}")
+SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._:~-]{1,256}"
+_SEGMENT = re.compile(SEGMENT)
 _SEGMENTS_MAX = 16
 _SHOWN_CHARS_MAX = 200
 # First segments below the prefix -> why what lies there is not metered.

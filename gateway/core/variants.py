@@ -55,14 +55,14 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
 def url_of(
     base_url: str, path: str, model: str, *, by_deployment: bool, api_version: str | None, query: Mapping[str, str]
 ) -> str:
-    """Where a call to `path` (below the prefix, encoded) for `model` goes, by the upstream's name for it."""
+    """Where a call to `path` (below the prefix, encoded, with any query) for `model` goes, by its name there."""
     if by_deployment:
         base = base_url.removesuffix("/openai") + "/openai"
         url = f"{base}/deployments/{quote(model, safe='')}{path}" if path in _BY_DEPLOYMENT else base + path
     else:
         url = base_url + path
     asked = {**query, **({} if api_version is None else {"api-version": api_version})}
-    return f"{url}?{urlencode(asked)}" if asked else url
+    return f"{url}{'&' if '?' in path else '?'}{urlencode(asked)}" if asked else url
 
 
 def is_by_deployment(path: str) -> bool:

@@ -37,6 +37,7 @@ class Offer(NamedTuple):
     price: Price
     ceiling: Ceiling
     routes: tuple[Route, ...]
+    method: str = "POST"
 
 
 class Shelf:
@@ -104,20 +105,16 @@ def admit(
         request = endpoint.read_request(body)
     except InvalidRequest as error:
         raise MalformedRequest(error.message, code=error.code, param=error.param) from None
-    found = model, price, _ = find(principal, shelf, request.model)
-    if request.for_model is not None:
-        request = request.for_model(request, model.name)
-    if request.stored is not None and stored_context == "refuse":
-        message = "What is stored upstream is not taken here: nobody here knows its size."
-        raise MalformedRequest(message, code="not_metered", param=request.stored)
-    if not is_tier_priced(price, request.service_tier):
-        message = "This model has no price for this tier of service."
-        raise MalformedRequest(message, code="service_tier_not_priced", param="service_tier")
-    if request.service_tier in ("", "auto") and price.multipliers.get(auto_service_tier, 0) > ONE_BP:
-        # The reply's own word for it is what counts in the end; until then, and without it, the dearer.
-        request = request._replace(service_tier=auto_service_tier)
+    found = find(principal, shelf, request.model)
     return priced(
-        endpoint, request, body, found, min_output_tokens=min_output_tokens, hold_slice_tokens=hold_slice_tokens
+        endpoint,
+        request,
+        body,
+        found,
+        min_output_tokens=min_output_tokens,
+        hold_slice_tokens=hold_slice_tokens,
+        stored_context=stored_context,
+        auto_service_tier=auto_service_tier,
     )
 
 
@@ -137,9 +134,22 @@ def priced(
     *,
     min_output_tokens: int,
     hold_slice_tokens: int,
+    stored_context: str = "ceiling",
+    auto_service_tier: str = "default",
 ) -> Offer:
     """The offer for a request that was read. Raises MalformedRequest, ModelNotFound."""
     model, price, routes = found
+    if request.for_model is not None:
+        request = request.for_model(request, model.name)
+    if request.stored is not None and stored_context == "refuse":
+        message = "What is stored upstream is not taken here: nobody here knows its size."
+        raise MalformedRequest(message, code="not_metered", param=request.stored)
+    if not is_tier_priced(price, request.service_tier):
+        message = "This model has no price for this tier of service."
+        raise MalformedRequest(message, code="service_tier_not_priced", param="service_tier")
+    if request.service_tier in ("", "auto") and price.multipliers.get(auto_service_tier, 0) > ONE_BP:
+        # The reply's own word for it is what counts in the end; until then, and without it, the dearer.
+        request = request._replace(service_tier=auto_service_tier)
     # Only what is shown can be counted as it passes.
     grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
     try:

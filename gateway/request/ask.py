@@ -27,7 +27,7 @@ from gateway.request.upstream_reply import Reply
 from gateway.request.watch import Call
 from gateway.settings import UpstreamSettings
 
-_WAYS_MAX = 10_000  # by deployment there is one for each model
+_WAYS_MAX = 1_000  # by deployment there is one for each model, and paths that are passed on have ids in them
 _LOTS = 2**32
 # Failures that say nothing about the upstream: the request was wrong, or so is our configuration.
 _NOT_ITS_FAULT = frozenset({"status_4xx"})
@@ -76,7 +76,7 @@ class Asker:
     def __init__(self, connector: aiohttp.BaseConnector, metrics: Metrics) -> None:
         self._connector = connector
         self._metrics = metrics
-        self._ways: dict[tuple[str, str, str], _Way] = {}
+        self._ways: dict[tuple[str, str, str, str], _Way] = {}
         self._standings: dict[str, Standing] = {}
 
     def forget(self) -> None:
@@ -86,6 +86,15 @@ class Asker:
             standing.breaker = Breaker()
             if not standing.in_flight:
                 del self._standings[name]
+
+    def report(self) -> None:
+        """Bring the gauges up to date."""
+        up, in_flight = self._metrics.upstream_up, self._metrics.upstream_in_flight
+        up.clear()
+        in_flight.clear()
+        for name, standing in self._standings.items():
+            up.labels(name).set(standing.breaker.state is State.CLOSED)
+            in_flight.labels(name).set(standing.in_flight)
 
     @property
     def standings(self) -> Mapping[str, Standing]:
@@ -159,7 +168,7 @@ class Asker:
         upstream = route.upstream
         name = upstream.name
         body = _body(offer, hold, route)
-        way = self._way(route, path)
+        way = self._way(route, path, offer.method)
         sent_headers = request_headers(headers, way.target.authorization, hold, way.headers)
         self._metrics.upstream_calls.labels(name).inc()
         began = monotonic_seconds()
@@ -224,10 +233,10 @@ class Asker:
             self._standing(upstream).breaker.failed(monotonic_seconds(), limits_of(upstream))
         return failure
 
-    def _way(self, route: Route, path: str) -> _Way:
+    def _way(self, route: Route, path: str, method: str) -> _Way:
         upstream = route.upstream
         named = route.model if upstream.paths == "deployments" and is_by_deployment(path) else ""
-        way = self._ways.get((upstream.name, path, named))
+        way = self._ways.get((upstream.name, method, path, named))
         if way is None:
             if len(self._ways) >= _WAYS_MAX:
                 self._ways.clear()
@@ -236,8 +245,9 @@ class Asker:
                 URL(address(upstream, path, route.model)),
                 authorization=authorization,
                 connect_seconds=upstream.connect_seconds,
+                method=method,
             )
-            way = self._ways[upstream.name, path, named] = _Way(target, headers)
+            way = self._ways[upstream.name, method, path, named] = _Way(target, headers)
         return way
 
 

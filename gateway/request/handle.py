@@ -115,12 +115,20 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     )
     if points.armed:
         points.reach("admit.done")
+    return await serve_offer(gateway, principal, offer, path, inbound, client)
+
+
+async def serve_offer(
+    gateway: Gateway, principal: Principal, offer: Offer, path: str, inbound: Inbound, client: Client
+) -> Finish:
+    """Serve a call that was admitted, once for each idempotency key."""
     if IDEMPOTENCY_KEY in inbound.headers:
 
         async def serve(hold_id: str | None, to: Client) -> Finish:
             return await _serve(gateway, path, inbound, to, principal, offer, hold_id)
 
-        return await gateway.idempotent.run(principal, offer, path, inbound.headers, client, serve)
+        asked = path if offer.method == "POST" else f"{offer.method} {path}"
+        return await gateway.idempotent.run(principal, offer, asked, inbound.headers, client, serve)
     return await _serve(gateway, path, inbound, client, principal, offer, None)
 
 

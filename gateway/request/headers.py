@@ -73,6 +73,8 @@ def request_headers(
 
 def hold_headers(hold: Hold) -> dict[str, str]:
     """What every reply says of its hold; on a stream this is known before the cost is."""
+    if hold.is_none:
+        return {"x-request-id": hold.hold_id, "x-farebox-billing-source": "none"}
     headers = {"x-request-id": hold.hold_id, "x-farebox-hold": hold.hold_id, "x-farebox-billing-source": "balance"}
     if hold.is_lowered:
         headers["x-farebox-output-cap"] = str(hold.output_tokens_max)

@@ -22,7 +22,7 @@ class Hold:
     """An open hold. `output_tokens_max` is the cap per choice: the call's own, or what the granted nanos cover.
 
     A hold that grows begins with less than its cap needs. `holds` is then where it grows, and `granted_nanos` is what
-    it has grown to.
+    it has grown to. One that `is_none` stands for no money: its id is only the request's.
     """
 
     hold_id: str
@@ -33,6 +33,7 @@ class Hold:
     is_lowered: bool
     renew_at_seconds: float
     holds: "Holds | None" = None
+    is_none: bool = False
 
 
 class Holds:

@@ -1,4 +1,4 @@
-"""One POST to an upstream over pooled connections: step 4's wire.
+"""One request, mostly a POST, to an upstream over pooled connections: step 4's wire.
 
 A metered call has its whole body and its headers at hand, so its head and body go out in one write. aiohttp's
 connector gives the connection (pool, DNS, TLS); what its ClientSession builds around that for each call (cookies,
@@ -32,11 +32,11 @@ class Target:
 
     __slots__ = ("_door", "_timeout", "authorization", "head")
 
-    def __init__(self, url: URL, *, authorization: str | None, connect_seconds: float) -> None:
-        self._door = _Door("POST", url, loop=asyncio.get_running_loop())
+    def __init__(self, url: URL, *, authorization: str | None, connect_seconds: float, method: str = "POST") -> None:
+        self._door = _Door(method, url, loop=asyncio.get_running_loop())
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self.authorization = authorization
-        self.head = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
+        self.head = f"{method} {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
 
     async def connect(self, connector: aiohttp.BaseConnector) -> Connection:
         """A connection on which nothing is waiting to be read. Raises aiohttp.ClientError, OSError."""

@@ -4,7 +4,7 @@ Paths are compared as they were sent. An encoded slash, a doubled one or a dot s
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -19,7 +19,8 @@ from gateway.endpoints.moderations import ModerationsEndpoint
 from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound, NotMetered
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
-from gateway.web import metered, models, realtime
+from gateway.request.passed import Rule, matching
+from gateway.web import metered, models, passed, realtime
 from gateway.web.envelope import failure_response
 
 _log = logging.getLogger("farebox.web")
@@ -45,6 +46,7 @@ class Limits:
 
     body_bytes_max: int
     body_seconds: float
+    allowed: Callable[[], Sequence[Rule]] = tuple
 
 
 def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -> Handler:
@@ -55,6 +57,20 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
     async def route(request: web.BaseRequest) -> web.StreamResponse:
         path, _, _ = request.raw_path.partition("?")
         found = metered_paths.get(path)
+        if found is None or request.method != "POST":
+            rule, methods = _allowed(limits, request.method, path)
+            if rule is not None:
+                target = request.raw_path.removeprefix(PREFIX)
+                return await passed.serve(
+                    gateway,
+                    rule,
+                    target,
+                    request,
+                    body_bytes_max=limits.body_bytes_max,
+                    body_seconds=limits.body_seconds,
+                )
+            if methods and found is None:
+                raise MethodNotAllowed(headers={"Allow": ", ".join(methods)})
         if found is not None:
             if request.method != "POST":
                 raise MethodNotAllowed(headers={"Allow": "POST"})
@@ -82,6 +98,12 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
         raise refusal(path)
 
     return guarded(route, metrics)
+
+
+def _allowed(limits: Limits, method: str, path: str) -> tuple[Rule | None, list[str]]:
+    if not path.startswith(PREFIX + "/") or path == _MODELS or path.startswith(_MODELS + "/"):
+        return None, []
+    return matching(limits.allowed(), method, path.removeprefix(PREFIX))
 
 
 def refusal(path: str) -> Failure:

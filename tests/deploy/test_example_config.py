@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from gateway.settings import Settings, UpstreamSettings, load
+from gateway.settings import AllowSettings, Settings, UpstreamSettings, load
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "farebox.example.toml"
 # "#name = value" is a setting that is commented out; "# words" is prose.
@@ -45,10 +45,17 @@ def test_no_setting_is_missing_and_none_is_invented() -> None:
     shown = document()
     assert set(shown) == set(Settings.model_fields)
     assert set(shown["upstream"][0]) == set(UpstreamSettings.model_fields)
+    assert set(shown["allow"][0]) == set(AllowSettings.model_fields)
 
 
 @pytest.mark.parametrize(
-    ("model", "shown"), [(Settings, document()), (UpstreamSettings, document()["upstream"][0])], ids=["top", "upstream"]
+    ("model", "shown"),
+    [
+        (Settings, document()),
+        (UpstreamSettings, document()["upstream"][0]),
+        (AllowSettings, document()["allow"][0]),
+    ],
+    ids=["top", "upstream", "allow"],
 )
 def test_each_value_shown_is_the_default(model: type[BaseModel], shown: dict[str, Any]) -> None:
     for name, field in model.model_fields.items():
