@@ -20,7 +20,7 @@ from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFoun
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
 from gateway.request.passed import Rule, matching
-from gateway.web import metered, models, passed, realtime
+from gateway.web import azure, metered, models, passed, realtime
 from gateway.web.envelope import failure_response
 
 _log = logging.getLogger("farebox.web")
@@ -51,7 +51,8 @@ class Limits:
 
 def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -> Handler:
     """The handler of the API listener."""
-    metered_paths = {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
+    metered_paths = azure.other_names(METERED)
+    metered_paths |= {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
     metrics = gateway.metrics
 
     async def route(request: web.BaseRequest) -> web.StreamResponse:
@@ -95,6 +96,13 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
             if path == _MODELS:
                 return await models.list_models(gateway, request)
             return await models.get_model(gateway, request, path.removeprefix(_MODELS + "/"))
+        deployment = azure.deployment_of(path, METERED)
+        if deployment is not None:
+            if request.method != "POST":
+                raise MethodNotAllowed(headers={"Allow": "POST"})
+            return await azure.serve(
+                gateway, deployment, request, body_bytes_max=limits.body_bytes_max, body_seconds=limits.body_seconds
+            )
         raise refusal(path)
 
     return guarded(route, metrics)
