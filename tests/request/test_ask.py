@@ -208,6 +208,7 @@ async def test_weights_share_calls_and_each_pays_its_own_price(scratch: ScratchP
         paid = {(event["upstream"], event["charged_nanos"]) for event in await two.shop.farebox.usage()}
         assert paid == {("up0", 2 * EXACT), ("up1", EXACT)}
         assert sum(two.asked) == 40
+        assert all(18 <= count <= 22 for count in two.asked), "an even lot shares evenly"
 
 
 async def test_a_reload_gives_every_upstream_a_new_chance(scratch: ScratchPostgres) -> None:
