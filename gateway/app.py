@@ -57,10 +57,11 @@ _KEYS_STATEMENT_SECONDS = 5.0
 _KEYS_CONNECTIONS_MAX = 8
 _GUARD_SECONDS = 2.0
 # What a running gateway takes over from changed settings; anything else needs a restart.
-_RELOADED = (
-    "upstream", "aliases", "allow", "min_output_tokens", "hold_slice_tokens", "drain_seconds", "calls_in_flight_max",
-    "stop_seconds", "stored_context", "auto_service_tier",
+_OF_THE_GATEWAY = (
+    "min_output_tokens", "hold_slice_tokens", "stored_context", "auto_service_tier", "drain_seconds",
+    "calls_in_flight_max",
 )  # fmt: skip
+_RELOADED = ("upstream", "aliases", "allow", "stop_seconds", *_OF_THE_GATEWAY)
 
 
 class _LaneMetrics:
@@ -107,12 +108,8 @@ class App:
         await self.catalogue.serve(settings.upstream, settings.aliases)
         self.gateway.relay.asker.forget()
         self.allowed = rules_of(settings.allow, settings.upstream)
-        self.gateway.min_output_tokens = settings.min_output_tokens
-        self.gateway.hold_slice_tokens = settings.hold_slice_tokens
-        self.gateway.stored_context = settings.stored_context
-        self.gateway.auto_service_tier = settings.auto_service_tier
-        self.gateway.drain_seconds = settings.drain_seconds
-        self.gateway.calls_in_flight_max = settings.calls_in_flight_max
+        for name in _OF_THE_GATEWAY:
+            setattr(self.gateway, name, getattr(settings, name))
         changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
         self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in _RELOADED})
         return [name for name in changed if name not in _RELOADED]
@@ -276,9 +273,7 @@ def _wire(
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
         api=_listener(
-            api_handler(
-                gateway, Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed), sessions
-            ),
+            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed), sessions),
             settings,
             body_bytes_max=settings.body_bytes_max,
         ),

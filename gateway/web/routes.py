@@ -58,23 +58,7 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
     async def route(request: web.BaseRequest) -> web.StreamResponse:
         path, _, _ = request.raw_path.partition("?")
         found = metered_paths.get(path)
-        if found is None or request.method != "POST":
-            rule, methods = _allowed(limits, request.method, path)
-            if rule is not None:
-                target = request.raw_path.removeprefix(PREFIX)
-                return await passed.serve(
-                    gateway,
-                    rule,
-                    target,
-                    request,
-                    body_bytes_max=limits.body_bytes_max,
-                    body_seconds=limits.body_seconds,
-                )
-            if methods and found is None:
-                raise MethodNotAllowed(headers={"Allow": ", ".join(methods)})
-        if found is not None:
-            if request.method != "POST":
-                raise MethodNotAllowed(headers={"Allow": "POST"})
+        if found is not None and request.method == "POST":
             below, endpoint = found
             return await metered.serve(
                 gateway,
@@ -84,28 +68,40 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
                 body_bytes_max=limits.body_bytes_max,
                 body_seconds=limits.body_seconds,
             )
+        rule, methods = _allowed(limits, request.method, path)
+        if rule is not None:
+            return await passed.serve(
+                gateway,
+                rule,
+                request.raw_path.removeprefix(PREFIX),
+                request,
+                body_bytes_max=limits.body_bytes_max,
+                body_seconds=limits.body_seconds,
+            )
+        if found is not None or methods:
+            raise MethodNotAllowed(headers={"Allow": "POST" if found is not None else ", ".join(methods)})
         if path == _REALTIME:
-            if request.method != "GET":
-                raise MethodNotAllowed(headers={"Allow": "GET"})
+            _only("GET", request)
             return await realtime.serve(gateway, sessions, request)
-        if path.startswith(_REALTIME + "/"):
-            raise NotFound(f"{path[:80]} cannot be metered: only {_REALTIME} is served.")
         if path == _MODELS or path.startswith(_MODELS + "/"):
-            if request.method != "GET":
-                raise MethodNotAllowed(headers={"Allow": "GET"})
+            _only("GET", request)
             if path == _MODELS:
                 return await models.list_models(gateway, request)
             return await models.get_model(gateway, request, path.removeprefix(_MODELS + "/"))
         deployment = azure.deployment_of(path, METERED)
-        if deployment is not None:
-            if request.method != "POST":
-                raise MethodNotAllowed(headers={"Allow": "POST"})
-            return await azure.serve(
-                gateway, deployment, request, body_bytes_max=limits.body_bytes_max, body_seconds=limits.body_seconds
-            )
-        raise refusal(path)
+        if deployment is None:
+            raise refusal(path)
+        _only("POST", request)
+        return await azure.serve(
+            gateway, deployment, request, body_bytes_max=limits.body_bytes_max, body_seconds=limits.body_seconds
+        )
 
     return guarded(route, metrics)
+
+
+def _only(method: str, request: web.BaseRequest) -> None:
+    if request.method != method:
+        raise MethodNotAllowed(headers={"Allow": method})
 
 
 def _allowed(limits: Limits, method: str, path: str) -> tuple[Rule | None, list[str]]:
