@@ -77,4 +77,4 @@ class ModerationsEndpoint:
         return ReplySeen(_ONE_REQUEST if has_results else None, lambda: int(has_results), is_error(reply))
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:  # noqa: ARG002 - not tokens
-        return Reading(NOTHING)
+        return Reading({Meter.REQUESTS: 1})

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.core.image_tokens import IMAGE_TOKENS_MAX, Size, image_size, image_tokens_max
-from tests.support.media import gif, jpeg, png, webp
+from tests.support.media_files import gif, jpeg, png, webp
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from gateway.core.image_tokens import IMAGE_TOKENS_MAX
 from gateway.endpoints.chat_content import Content, read_messages
 from gateway.endpoints.endpoint import InvalidRequest
-from tests.support.media import data_url, png, wav
+from tests.support.media_files import data_url, png, wav
 
 
 def found(*parts: Any) -> Content:

@@ -10,7 +10,7 @@ from gateway.errors import MalformedRequest, ModelNotFound
 from gateway.request.admit import Offer
 from gateway.request.meter import Ending, Seen, meter
 from tests.support.gateway import CONTEXT, OUTPUT, RATES
-from tests.support.media import wav
+from tests.support.media_files import wav
 from tests.support.offers import WORKING_MODEL, hold_of, offer_of, price_of, shelf_of
 
 # In nanos: 1 for text, 10 for sound in, 4 for text out, 20 for sound out, 3 for an image token; a search costs 5,000.

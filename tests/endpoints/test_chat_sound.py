@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from gateway.endpoints.chat_sound import sound_tokens
-from tests.support.media import data_url, wav
+from tests.support.media_files import data_url, wav
 
 
 def encoded(content: bytes) -> str:

@@ -313,6 +313,27 @@ class RawStream:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The first of these pieces, then `end`: a reply of any endpoint that does not come to its end."""
+
+    pieces: tuple[bytes, ...]
+    content_type: str
+    end: End
+    length_bytes: int | None = None
+
+    async def reply(self, call: Call) -> None:
+        await call.start(self.content_type, length_bytes=self.length_bytes)
+        for piece in self.pieces:
+            await call.send(piece, events=1)
+        if self.end is End.RESET:
+            await call.reset()
+        elif self.end is End.CLOSE:
+            await call.close()
+        else:
+            await call.stall()
+
+
+@dataclass(frozen=True, slots=True)
 class Wire:
     """These very bytes on the socket, head and all, then a close: HTTP/1.0, a wrong length, or no HTTP at all."""
 

@@ -66,18 +66,27 @@ class Shop:
         async with self.chat(**FORMS[form], **members) as response:
             return response.status, response.headers, await response.read()
 
-    async def resolved(self, charge: int, basis: str, reason: str | None, label: str) -> dict[str, Any]:
+    async def resolved(
+        self,
+        charge: int,
+        basis: str,
+        reason: str | None,
+        label: str,
+        *,
+        endpoint: str = ENDPOINT,
+        model: str = MODEL,
+    ) -> dict[str, Any]:
         """The one call of this test was resolved so, once, and every book and counter says the same."""
         event = await self.event()
         assert (event["cost_nanos"], event["charged_nanos"], event["shortfall_nanos"]) == (charge, charge, 0)
         assert (event["basis"], event["reason"]) == (basis, reason)
         assert event["resolution"] == ("voided" if basis == "none" else "settled")
-        assert event["endpoint"] == ENDPOINT
+        assert event["endpoint"] == endpoint
         wallet = await self.farebox.wallet()
         assert (wallet["balance_nanos"], wallet["held_nanos"]) == (CREDIT_NANOS - charge, 0)
-        labels = {"endpoint": ENDPOINT, "model": MODEL, "outcome": label, "basis": basis}
+        labels = {"endpoint": endpoint, "model": model, "outcome": label, "basis": basis}
         assert self.count("farebox_calls_total", **labels) == 1
-        assert self.count("farebox_charged_nanos_total", model=MODEL) == charge
+        assert self.count("farebox_charged_nanos_total", model=model) == charge
         if basis == "estimated":
             assert reason is not None
             assert self.count("farebox_estimates_total", reason=reason) == 1

@@ -102,7 +102,8 @@ class FakeUpstream:
         self._live.add(transport)
         try:
             async with recorded(call):
-                if served.asked is None:
+                # Of other endpoints it knows nothing: what they answer is scripted.
+                if served.asked is None and (request.path == "/v1/chat/completions" or not self._script):
                     return self._refuse(served)
                 behaviour = self._script.popleft() if self._script else self.default
                 await behaviour.reply(call)
