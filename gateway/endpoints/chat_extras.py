@@ -40,7 +40,7 @@ def with_extras(call: CallRequest, request: Mapping[str, object], content: Conte
     if _speaks(request):
         call = call._replace(outputs=_SPOKEN, output_units={Meter.AUDIO_OUTPUT: 1})
         if Meter.OUTPUT in most:
-            most[Meter.AUDIO_OUTPUT] = most.pop(Meter.OUTPUT)
+            most[Meter.AUDIO_OUTPUT] = most[Meter.OUTPUT]  # whichever it is billed as
     caching = request.get("prompt_cache_options")
     if content.caches_long or (caching is not None and is_long_cache(caching, "prompt_cache_options")):
         # All of the input may be written to the cache, whatever else it counts as.
