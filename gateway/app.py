@@ -26,6 +26,7 @@ from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
 from gateway.request.idempotency import Idempotency
 from gateway.request.passed import Rule, rules_of
+from gateway.request.recount import Recounter
 from gateway.request.relay import Relay
 from gateway.request.session import SessionLimits
 from gateway.request.settle import Settler
@@ -61,7 +62,7 @@ _OF_THE_GATEWAY = (
     "min_output_tokens", "hold_slice_tokens", "stored_context", "auto_service_tier", "drain_seconds",
     "calls_in_flight_max",
 )  # fmt: skip
-_RELOADED = ("upstream", "aliases", "allow", "stop_seconds", *_OF_THE_GATEWAY)
+_RELOADED = ("upstream", "aliases", "allow", "stop_seconds", "recount_refused", *_OF_THE_GATEWAY)
 
 
 class _LaneMetrics:
@@ -110,6 +111,7 @@ class App:
         self.allowed = rules_of(settings.allow, settings.upstream)
         for name in _OF_THE_GATEWAY:
             setattr(self.gateway, name, getattr(settings, name))
+        self.gateway.recounter.is_on = settings.recount_refused
         changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
         self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in _RELOADED})
         return [name for name in changed if name not in _RELOADED]
@@ -174,6 +176,7 @@ async def running(
 
         lane.on_silence = leave  # their connections lead to the same server
         app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)
+        stack.callback(app.gateway.recounter.close)
         await app.catalogue.run_once()
         await _start(app, dsn, services, sockets, stack)
         yield app
@@ -232,6 +235,7 @@ def _wire(
         authenticator=authenticator,
         shelf=lambda: app.shelf,
         holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
+        recounter=Recounter(metrics, is_on=settings.recount_refused),
         relay=Relay(connector, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
         settler=Settler(lane, journal, metrics),
         idempotent=idempotency,

@@ -140,6 +140,7 @@ class InsufficientFunds(Refused):
     code = "insufficient_funds"
     type = "insufficient_funds"
     should_retry = False
+    available_nanos: int | None = None  # what there is, where a hold was refused
 
 
 class WalletSuspended(Refused):

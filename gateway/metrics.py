@@ -39,6 +39,9 @@ class Metrics:
 
     def _add_ledger(self) -> None:
         self.hold_decisions = self._counter("hold_decisions", "Holds by decision.", "outcome")
+        self.recounts = self._counter(
+            "recounts", "Calls refused for funds whose input was counted by a tokenizer, by outcome.", "outcome"
+        )
         self.hold_extensions = self._counter("hold_extensions", "Extensions of holds that grow, by answer.", "outcome")
         self.hold_seconds = self._histogram("hold_seconds", "From asking for a hold to its answer.", _FAST)
         self.settle_seconds = self._histogram("settle_seconds", "From the end of a reply to its durable settle.", _FAST)

@@ -159,6 +159,7 @@ class Settings(BaseModel):
     hold_slice_tokens: int = Field(default=4_096, ge=16, le=10_000_000)
     stored_context: Literal["ceiling", "refuse"] = "ceiling"
     auto_service_tier: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]{0,31}$")
+    recount_refused: bool = True
     calls_in_flight_max: int = Field(default=10_000, ge=1)
     hold_valid_seconds: int = Field(default=60, ge=2, le=86_400)
     drain_seconds: Seconds = 30.0

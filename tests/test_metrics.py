@@ -10,6 +10,7 @@ from gateway.db.queries import invariants
 from gateway.metrics import Metrics
 from gateway.request.idempotency import Fate
 from gateway.request.meter import Ending
+from gateway.request.recount import Recounted
 from tests.support.behaviours import BROKEN, RATE_LIMITED, Completion, ResetBeforeHeaders
 from tests.support.gateway import FREE_MODEL, MODEL
 from tests.support.keyed import ask
@@ -25,7 +26,7 @@ MORE_CODES = {"missing_required_parameter", "invalid_type", "invalid_value", "ou
 KNOWN = {
     "endpoint": {ENDPOINT},
     "model": {MODEL, FREE_MODEL},
-    "outcome": {*map(str, Ending), *map(str, Outcome), "journaled", *map(str, Fate)},
+    "outcome": {*map(str, Ending), *map(str, Outcome), "journaled", *map(str, Fate), *map(str, Recounted)},
     "basis": {"reported", "estimated", "none"},
     "step": {"refused", "upstreamfailed", "unavailable"},
     "code": {code for _, code, *_ in EXPECTED.values()} | MORE_CODES,

@@ -38,6 +38,7 @@ class Offer(NamedTuple):
     ceiling: Ceiling
     routes: tuple[Route, ...]
     method: str = "POST"
+    is_recounted: bool = False
 
 
 class Shelf:
@@ -150,8 +151,6 @@ def priced(
     if request.service_tier in ("", "auto") and price.multipliers.get(auto_service_tier, 0) > ONE_BP:
         # The reply's own word for it is what counts in the end; until then, and without it, the dearer.
         request = request._replace(service_tier=auto_service_tier)
-    # Only what is shown can be counted as it passes.
-    grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
     try:
         bounds = _ceiling(
             request,
@@ -159,7 +158,7 @@ def priced(
             price,
             max(route.upstream.price_bp for route in routes),
             min_output_tokens=min_output_tokens,
-            slice_tokens=hold_slice_tokens if grows else None,
+            slice_tokens=_slice_tokens(request, model, hold_slice_tokens),
         )
     except CapTooLarge as error:
         message = f"The output cap is too large: this model produces {error}."
@@ -168,6 +167,26 @@ def priced(
         message = "The model has no price for this kind of call."
         raise ModelNotFound(message, code="model_not_priced", param="model") from None
     return Offer(endpoint, request, body, model, price, bounds, routes)
+
+
+def with_input_bound(offer: Offer, input_tokens_max: int, *, min_output_tokens: int, hold_slice_tokens: int) -> Offer:
+    """The same call, its input bounded by so many tokens, which are no more than before."""
+    request = offer.request._replace(input_tokens_max=input_tokens_max)
+    bounds = _ceiling(
+        request,
+        offer.model,
+        offer.price,
+        max(route.upstream.price_bp for route in offer.routes),
+        min_output_tokens=min_output_tokens,
+        slice_tokens=_slice_tokens(request, offer.model, hold_slice_tokens),
+    )
+    return offer._replace(request=request, ceiling=bounds, is_recounted=True)
+
+
+def _slice_tokens(request: CallRequest, model: Model, hold_slice_tokens: int) -> int | None:
+    """Only what is shown can be counted as it passes."""
+    grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
+    return hold_slice_tokens if grows else None
 
 
 def _ceiling(

@@ -13,13 +13,14 @@ from multidict import CIMultiDict
 from gateway import points
 from gateway.core.money import format_nanos
 from gateway.endpoints.endpoint import Endpoint
-from gateway.errors import Overloaded, Stopping, UpstreamUnreachable
+from gateway.errors import InsufficientFunds, Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator, Principal
 from gateway.request.headers import hold_headers
 from gateway.request.hold import Hold, Holds
 from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
+from gateway.request.recount import Recounted, Recounter
 from gateway.request.relay import Relay, Relayed
 from gateway.request.settle import Receipt, Settler
 from gateway.request.watch import Call, Client, Watch
@@ -76,6 +77,7 @@ class Gateway:
     authenticator: Authenticator
     shelf: Callable[[], Shelf]
     holds: Holds
+    recounter: Recounter
     relay: Relay
     settler: Settler
     idempotent: Idempotent
@@ -115,7 +117,21 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     )
     if points.armed:
         points.reach("admit.done")
-    return await serve_offer(gateway, principal, offer, path, inbound, client)
+    try:
+        return await serve_offer(gateway, principal, offer, path, inbound, client)
+    except InsufficientFunds as refusal:
+        if refusal.available_nanos is None:
+            raise
+        recounted = await gateway.recounter.offer(
+            offer,
+            refusal.available_nanos,
+            min_output_tokens=gateway.min_output_tokens,
+            hold_slice_tokens=gateway.hold_slice_tokens,
+        )
+        if recounted is None:
+            raise
+    # A decline is for ever: this is another hold, under the same idempotency key if there is one, which was released.
+    return await serve_offer(gateway, principal, recounted, path, inbound, client)
 
 
 async def serve_offer(
@@ -145,6 +161,8 @@ async def _serve(
     gateway.in_flight += 1
     try:
         hold = await gateway.holds.place(principal, offer, hold_id)
+        if offer.is_recounted:
+            gateway.recounter.note(Recounted.HELD)
         if points.armed:
             points.reach("hold.placed")
         gateway.unsettled += 1

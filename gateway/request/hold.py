@@ -177,7 +177,9 @@ class Holds:
         if self._top_up_url is not None:
             message = message.removesuffix(".") + f" at {self._top_up_url}."
             details["top_up_url"] = self._top_up_url
-        return InsufficientFunds(message, details=details)
+        refusal = InsufficientFunds(message, details=details)
+        refusal.available_nanos = available
+        return refusal
 
 
 def hold_fields(principal: Principal, offer: Offer, hold_id: str) -> dict[str, object]:
