@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types layers bench bench-ledger campaign clean
+.PHONY: help run test check format lint types layers docs bench bench-ledger campaign clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ types: $(VENV)/.dev ## mypy --strict
 
 layers: $(VENV)/.dev ## check the import contracts
 	@$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.dev ## write the table of endpoints in the README anew, from the route table
+	@$(BIN)/python -m tests.support.surface
 
 bench: $(VENV)/.dev ## measure against a bare relay; a table, and .artifacts/bench.json (ARGS="--quick")
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import orjson
 
+from gateway.core.catalogue import Meter
 from gateway.core.estimate import prompt_tokens_estimate
 from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
@@ -15,7 +16,7 @@ from gateway.endpoints.chat_content import read_messages
 from gateway.endpoints.chat_extras import searching, with_extras
 from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
-from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
     cap_members,
@@ -95,6 +96,16 @@ class ChatEndpoint:
     """`POST /v1/chat/completions`."""
 
     name = "chat.completions"
+    described = Described(
+        (
+            *(Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.CACHE_WRITE_12H),
+            *(Meter.AUDIO_INPUT, Meter.CACHED_AUDIO_INPUT, Meter.IMAGE_INPUT, Meter.CACHED_IMAGE_INPUT),
+            *(Meter.OUTPUT, Meter.REASONING_OUTPUT, Meter.AUDIO_OUTPUT, Meter.WEB_SEARCHES),
+        ),
+        "bytes of text; the model's most for an image, the length of a sound, its context for a file or a search; "
+        "the output cap times `n`, or the model's maximum",
+        "`usage`, or the last usage event of a stream; else a token for four bytes of text",
+    )
 
     def read_request(self, body: bytes) -> CallRequest:
         request = read_object(body, _NAMES)

@@ -14,6 +14,7 @@ from gateway.core.usage import Limits, Reading
 
 __all__ = [
     "CallRequest",
+    "Described",
     "Endpoint",
     "InvalidRequest",
     "Limits",
@@ -78,6 +79,14 @@ class CallRequest(NamedTuple):
     for_model: "Callable[[CallRequest, str], CallRequest] | None" = None
 
 
+class Described(NamedTuple):
+    """What an endpoint says of itself in the table of the README: phrases of Markdown."""
+
+    meters: tuple[str, ...]  # every meter that a call may be charged by
+    ceiling: str  # what bounds it
+    usage: str  # where its use is read from, and what stands in for it
+
+
 class ReplySeen(NamedTuple):
     """A whole non-streaming reply as the meter sees it. `usage` is the raw object, or None.
 
@@ -125,6 +134,7 @@ class Endpoint(Protocol):
     """One modality."""
 
     name: str
+    described: Described
 
     def read_request(self, body: bytes) -> CallRequest:
         """Raises InvalidRequest."""

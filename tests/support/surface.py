@@ -1,0 +1,60 @@
+"""The table of endpoints in the README, from the route table. `python -m tests.support.surface` writes it anew.
+
+What an endpoint meters, and how, it says itself (`described`); which tests walk its outcome matrix is said here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.endpoints.endpoint import Described
+from gateway.web.routes import METERED, PREFIX
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- endpoints -->\n", "<!-- /endpoints -->\n"
+
+# What is served without an endpoint of the request flow.
+OTHERS: Mapping[str, Described] = {
+    "GET /v1/models, /v1/models/{model}": Described((), "nothing is held", "free, and answered here"),
+}
+# Path -> the tests of its rows of the outcome matrix, below tests/.
+OUTCOME_TESTS: Mapping[str, tuple[str, ...]] = {
+    "/chat/completions": ("request/test_outcomes.py", "request/test_outcomes_broken.py"),
+    "GET /v1/models, /v1/models/{model}": ("web/test_models.py",),
+}
+
+
+def rows() -> dict[str, Described]:
+    """Every route, and what it says of itself."""
+    return {path: endpoint.described for path, endpoint in METERED.items()} | dict(OTHERS)
+
+
+def table() -> str:
+    """The table in Markdown."""
+    lines = [
+        "| endpoint | meters | ceiling | usage | outcome tests |",
+        "|---|---|---|---|---|",
+    ]
+    for path, described in rows().items():
+        shown = f"POST {PREFIX}{path}" if path.startswith("/") else path
+        meters = ", ".join(described.meters) or "none"
+        tests = ", ".join(f"[{Path(test).stem}](tests/{test})" for test in OUTCOME_TESTS.get(path, ()))
+        lines.append(f"| `{shown}` | {meters} | {described.ceiling} | {described.usage} | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_with(text: str, made: str) -> str:
+    """The README with the table in its place. Raises ValueError where its place is not marked."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md must have the lines {BEGIN.strip()} and {END.strip()}")
+    return before + begin + made + end + after
+
+
+def main() -> None:
+    README.write_text(readme_with(README.read_text(encoding="utf-8"), table()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
