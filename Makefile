@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types layers docs bench bench-ledger campaign clean
+.PHONY: help run test check format lint types layers docs bench bench-ledger campaign fuzz clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-ledger: $(VENV)/.dev ## measure the ledger by itself: one statement per ca
 
 campaign: $(VENV)/.dev ## live seeds of adversity; a table, and .artifacts/campaign.json (SEEDS=200, or SEED=17 repeats one)
 	@$(BIN)/python -m tests.adversity.campaign.runner $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20)) $(ARGS)
+
+fuzz: $(VENV)/.dev ## fuzz what reads bytes from outside, guided by coverage where atheris is installed (MINUTES=10)
+	@nice $(BIN)/python -m tests.properties.fuzz.run --minutes $(or $(MINUTES),10) $(ARGS)
 
 clean: ## remove the virtual environment and artifacts; data in .farebox stays
 	rm -rf $(VENV) .artifacts
