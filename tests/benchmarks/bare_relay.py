@@ -14,6 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 HOP_BY_HOP = frozenset(
     ("connection", "host", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade")
 )
+REQUEST_BYTES_MAX = 64 * 1024 * 1024
 SESSION = web.AppKey("session", aiohttp.ClientSession)
 UPSTREAM = web.AppKey("upstream", str)
 
@@ -36,7 +37,7 @@ async def relay(request: web.Request) -> web.StreamResponse:
 
 
 async def main() -> None:
-    app = web.Application()
+    app = web.Application(client_max_size=REQUEST_BYTES_MAX)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False

@@ -7,6 +7,7 @@ both; figures are medians of the rounds. Ratios travel between machines, absolut
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,16 +27,28 @@ import uvloop
 from rich.console import Console
 
 from tests.benchmarks import report
-from tests.benchmarks.client import Target, alternate, close_streams, open_streams
+from tests.benchmarks.client import (
+    Target,
+    alternate,
+    chat_body,
+    close_streams,
+    finish_replies,
+    open_streams,
+    paused_replies,
+)
 from tests.benchmarks.farebox import Farebox, start_farebox
 from tests.benchmarks.ledger import group_commit_ms, lane_vs_single
-from tests.benchmarks.load import Measured, check, measure_calls, measure_streams
+from tests.benchmarks.load import Measured, check, measure_calls, measure_row, measure_streams
 from tests.benchmarks.processes import cpu_seconds, descriptors, listening, rss_bytes, tree, wait_for_descriptors
+from tests.benchmarks.rows import LARGE_BYTES, LARGE_MODEL, served_rows
 
 ARTIFACTS = Path(".artifacts")
 DESCRIPTORS_WANTED = 8_192
 COMMITS = 200
 SETTLE_SECONDS_MAX = 60.0
+LARGE_REPLIES = 16
+PAUSE_BYTES = 2_000_000
+PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +134,15 @@ async def measure(options: Options, console: Console, subjects: list[Subject], f
     """All measurements. Memory comes first: a heap that has grown under load would hide what streams need."""
     results = report.Results()
     targets = [subject.target for subject in subjects]
+    rows = served_rows()
     for target in targets:
-        check(target)
+        check(target, rows)
     for subject in subjects:
         console.print(f"{options.streams} open streams, {subject.target.name}")
         results.kb_per_stream[subject.target.name] = await measure_memory(subject, options.streams)
+    for subject in subjects:
+        console.print(f"{LARGE_REPLIES} large replies at once, {subject.target.name}")
+        results.large_reply_kb[subject.target.name] = await measure_large_replies(subject)
     for target in targets:
         await measure_calls(target, connections=16, seconds=1)
     for number in range(options.rounds):
@@ -137,6 +155,10 @@ async def measure(options: Options, console: Console, subjects: list[Subject], f
             console.print(f"round {number + 1}: streams, {report.STREAM_CONNECTIONS} at once, {subject.target.name}")
             sample = await _sample(subject, report.STREAM_CONNECTIONS, options.seconds, measure_streams)
             results.samples.setdefault((report.STREAM_ROW, subject.target.name), []).append(sample)
+        for row, subject in itertools.product(rows, subjects):
+            console.print(f"round {number + 1}: {row.name}, {row.connections} at once, {subject.target.name}")
+            sample = await _sample(subject, row.connections, options.seconds, partial(measure_row, row))
+            results.samples.setdefault((row.name, subject.target.name), []).append(sample)
         console.print(f"round {number + 1}: {options.calls} single calls each, taking turns")
         for name, latencies in (await asyncio.to_thread(alternate, targets, options.calls)).items():
             results.latencies.setdefault(name, []).extend(latencies)
@@ -179,6 +201,19 @@ async def measure_memory(subject: Subject, count: int) -> float:
     if not settled:
         raise RuntimeError(f"{subject.target.name} kept its connections after {count} clients had left")
     return (held_bytes - idle_bytes) / 1_024 / count
+
+
+async def measure_large_replies(subject: Subject) -> float:
+    """Kilobytes that a reply of LARGE_BYTES adds to the resident memory while its client does not read on."""
+    request = subject.target.request(chat_body(model=LARGE_MODEL))
+    # One by itself first: what a heap keeps once it has grown is no reply's.
+    await finish_replies(subject.target, await paused_replies(subject.target, request, 1, PAUSE_BYTES), LARGE_BYTES)
+    idle_bytes = rss_bytes(subject.pids())
+    replies = await paused_replies(subject.target, request, LARGE_REPLIES, PAUSE_BYTES)
+    await asyncio.sleep(PAUSE_SECONDS)
+    held_bytes = rss_bytes(subject.pids())
+    await finish_replies(subject.target, replies, LARGE_BYTES)
+    return max(0.0, (held_bytes - idle_bytes) / 1_024 / LARGE_REPLIES)
 
 
 async def measure_commit(dsn: str) -> tuple[float, str]:

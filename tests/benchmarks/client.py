@@ -27,20 +27,20 @@ class Target:
     port: int
     authorization: str = "Bearer none"
 
-    def request(self, body: bytes) -> bytes:
+    def request(self, body: bytes, path: str = "/chat/completions", content_type: str = "application/json") -> bytes:
         """The bytes of one POST."""
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\n"
+            f"POST /v1{path} HTTP/1.1\r\n"
             f"host: 127.0.0.1:{self.port}\r\nauthorization: {self.authorization}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 
 
-def chat_body(*, stream: bool = False, held: bool = False) -> bytes:
+def chat_body(*, stream: bool = False, held: bool = False, model: str = MODEL) -> bytes:
     """A chat request of about 460 bytes."""
     messages = [{"role": "system", "content": "You answer briefly."}, {"role": "user", "content": PROMPT * 3}]
-    body: dict[str, object] = {"model": HELD_MODEL if held else MODEL, "messages": messages, "max_tokens": 256}
+    body: dict[str, object] = {"model": HELD_MODEL if held else model, "messages": messages, "max_tokens": 256}
     return json.dumps({**body, "stream": True} if stream else body, separators=(",", ":")).encode()
 
 
@@ -117,8 +117,8 @@ class Counted:
     seconds: float
 
 
-async def run_callers(target: Target, body: bytes, *, connections: int, seconds: float) -> Counted:
-    """Calls from so many connections at once for so long."""
+async def run_callers(port: int, request: bytes, *, connections: int, seconds: float) -> Counted:
+    """The same request from so many connections at once for so long."""
     latencies: list[float] = []
     events = errors = 0
     started = time.perf_counter()
@@ -134,9 +134,9 @@ async def run_callers(target: Target, body: bytes, *, connections: int, seconds:
         nonlocal errors
         errors += 1
 
-    request, loop = target.request(body), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     pairs = [
-        await loop.create_connection(lambda: Caller(request, on_reply, on_error), "127.0.0.1", target.port)
+        await loop.create_connection(lambda: Caller(request, on_reply, on_error), "127.0.0.1", port)
         for _ in range(connections)
     ]
     _, unfinished = await asyncio.wait([one.finished for _, one in pairs], timeout=seconds + REPLY_SECONDS_MAX)
@@ -187,6 +187,69 @@ async def open_streams(target: Target, count: int) -> list[asyncio.Transport]:
 def close_streams(transports: list[asyncio.Transport]) -> None:
     for transport in transports:
         transport.abort()
+
+
+class PausedReply(asyncio.Protocol):
+    """A whole reply that is read up to `pause_at_bytes`, and no further until it is let go."""
+
+    def __init__(self, request: bytes, pause_at_bytes: int) -> None:
+        self.request, self.pause_at_bytes = request, pause_at_bytes
+        self.read_bytes, self.wanted_bytes = 0, -1
+        self.head = b""
+        loop = asyncio.get_running_loop()
+        self.paused: asyncio.Future[bool] = loop.create_future()
+        self.finished: asyncio.Future[bool] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.wanted_bytes < 0:
+            self.head += data
+            end = self.head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            self.wanted_bytes = _length(self.head[: end + 4].lower()) if self.head.startswith(b"HTTP/1.1 200") else 0
+            data = self.head[end + 4 :]
+        self.read_bytes += len(data)
+        if not self.paused.done() and self.read_bytes >= self.pause_at_bytes:
+            self.transport.pause_reading()
+            self.paused.set_result(True)
+        is_whole = data.endswith(b"0\r\n\r\n") if self.wanted_bytes == -2 else self.read_bytes >= self.wanted_bytes
+        if is_whole:
+            self.connection_lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for future in (self.paused, self.finished):
+            if not future.done():
+                future.set_result(self.read_bytes >= self.pause_at_bytes)
+
+
+async def paused_replies(target: Target, request: bytes, count: int, pause_at_bytes: int) -> list[PausedReply]:
+    """`count` replies at once, each read so far and no further. Raises RuntimeError, TimeoutError."""
+    loop = asyncio.get_running_loop()
+    replies = [
+        (await loop.create_connection(lambda: PausedReply(request, pause_at_bytes), "127.0.0.1", target.port))[1]
+        for _ in range(count)
+    ]
+    async with asyncio.timeout(REPLY_SECONDS_MAX):
+        begun = await asyncio.gather(*(reply.paused for reply in replies))
+    if not all(begun):
+        raise RuntimeError(f"{target.name} broke off a large reply: {replies[0].head[:300]!r}")
+    return replies
+
+
+async def finish_replies(target: Target, replies: list[PausedReply], bytes_min: int) -> None:
+    """Read them to their ends. Raises RuntimeError, TimeoutError."""
+    for reply in replies:
+        reply.transport.resume_reading()
+    async with asyncio.timeout(4 * REPLY_SECONDS_MAX):
+        await asyncio.gather(*(reply.finished for reply in replies))
+    for reply in replies:
+        reply.transport.abort()
+    if any(reply.read_bytes < bytes_min for reply in replies):
+        raise RuntimeError(f"{target.name} lost the end of a large reply")
 
 
 # One call at a time, blocking: the least noise between a request and its reply ---------------------------------------

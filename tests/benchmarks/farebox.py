@@ -1,5 +1,6 @@
 """Farebox as a benchmark runs it: a fresh data directory, one gateway process, a wallet with a key, priced models."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,12 +13,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from gateway.core.catalogue import Model
+from gateway.db import prices
 from gateway.db.embedded import EmbeddedPostgres
+from gateway.db.pool import Database
 from tests.benchmarks.client import Target
 from tests.benchmarks.mock_upstream import HELD_MODEL, MODEL
 from tests.benchmarks.processes import START_SECONDS_MAX, cpu_seconds, name, running, tree
+from tests.benchmarks.rows import LARGE_MODEL, MEDIA_MODEL, RATES
 
 COMMAND_SECONDS_MAX = 60.0
 
@@ -45,11 +51,27 @@ class Farebox:
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
         """The DSN of the database the gateway uses."""
-        if self.database_url is not None:
-            yield self.database_url
-            return
-        with EmbeddedPostgres(self.data_directory / "postgres") as dsn:
+        with _dsn(self.data_directory, self.database_url) as dsn:
             yield dsn
+
+
+@contextlib.contextmanager
+def _dsn(data_directory: Path, database_url: str | None) -> Iterator[str]:
+    if database_url is not None:
+        yield database_url
+        return
+    with EmbeddedPostgres(data_directory / "postgres") as dsn:
+        yield dsn
+
+
+async def _price_media(dsn: str) -> None:
+    """A model that has a rate for every meter; `farebox price set` knows only those of text."""
+    database = Database(dsn)
+    try:
+        await prices.save_models(database, [Model(MEDIA_MODEL, 128_000, 4_096)])
+        await prices.add_prices(database, [prices.PriceVersion(MEDIA_MODEL, datetime.now(UTC), RATES, (), "bench")])
+    finally:
+        await database.close()
 
 
 @contextlib.contextmanager
@@ -71,8 +93,10 @@ def start_farebox(
     try:
         with running([sys.executable, "-m", "gateway", "serve"], log=log, env=env, core=core) as process:
             _wait_until_ready(process, f"http://127.0.0.1:{ops_port}/readyz", log)
-            for model in (MODEL, HELD_MODEL):
+            for model in (MODEL, HELD_MODEL, LARGE_MODEL):
                 _command(env, "price", "set", model, "--input", "0.10", "--output", "0.40")
+            with _dsn(data_directory, database_url) as dsn:
+                asyncio.run(_price_media(dsn))
             wallet = json.loads(_command(env, "wallet", "create", "--credit", "1000000", "--json"))
             key = json.loads(_command(env, "key", "create", "--wallet", _field(wallet, "wallet_id", "id"), "--json"))
             target = Target("farebox", port, f"Bearer {_field(key, 'key')}")

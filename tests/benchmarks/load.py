@@ -6,11 +6,13 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.client import Target, blocking_connection, call_once, chat_body, run_callers
 from tests.benchmarks.mock_upstream import STREAM_EVENTS
+from tests.benchmarks.rows import Row
 
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1_000.0, "m": 60_000.0}
 
@@ -39,16 +41,25 @@ async def measure_calls(target: Target, *, connections: int, seconds: float) -> 
     """Non-streaming chat calls in a closed loop."""
     if wrk := shutil.which("wrk"):
         return await asyncio.to_thread(_measure_by_wrk, wrk, target, connections, seconds)
-    return await _measure_by_callers(target, chat_body(), connections, seconds)
+    return await _measure_by_callers(target, target.request(chat_body()), connections, seconds)
 
 
 async def measure_streams(target: Target, *, connections: int, seconds: float) -> Measured:
     """Streams of STREAM_EVENTS events in a closed loop, one after the other on each connection."""
-    return await _measure_by_callers(target, chat_body(stream=True), connections, seconds)
+    return await _measure_by_callers(target, target.request(chat_body(stream=True)), connections, seconds)
 
 
-async def _measure_by_callers(target: Target, body: bytes, connections: int, seconds: float) -> Measured:
-    counted = await run_callers(target, body, connections=connections, seconds=seconds)
+async def measure_row(row: Row, target: Target, *, connections: int, seconds: float) -> Measured:
+    """Calls of a row in a closed loop."""
+    return await _measure_by_callers(target, _row_request(row, target), connections, seconds)
+
+
+def _row_request(row: Row, target: Target) -> bytes:
+    return target.request(row.body, row.path, row.content_type)
+
+
+async def _measure_by_callers(target: Target, request: bytes, connections: int, seconds: float) -> Measured:
+    counted = await run_callers(target.port, request, connections=connections, seconds=seconds)
     if not counted.latencies:
         raise RuntimeError(f"{target.name}: no call was answered, {counted.errors} failed")
     return Measured(
@@ -61,8 +72,13 @@ async def _measure_by_callers(target: Target, body: bytes, connections: int, sec
     )
 
 
-def check(target: Target) -> None:
-    """One call and one stream, read and verified. Raises RuntimeError."""
+def check(target: Target, rows: Sequence[Row]) -> None:
+    """One call and one stream, and one of each row, read and verified. Raises RuntimeError."""
+    for row in rows:
+        with blocking_connection(target) as connection:
+            reply = call_once(connection, _row_request(row, target))
+            if row.marker not in reply or len(reply) < row.reply_bytes_min:
+                raise RuntimeError(f"{target.name} lost the reply of {row.name}: {reply[-300:]!r}")
     with blocking_connection(target) as connection:
         reply = call_once(connection, target.request(chat_body()))
         if b'"usage":{' not in reply:

@@ -14,9 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.load import Measured
+from tests.benchmarks.rows import served_rows
 
 CHAT_CONNECTIONS = (1, 16, 64)
 STREAM_CONNECTIONS = 16
+_FIGURES = (
+    "added_p50_ms",
+    "added_p99_ms",
+    "commit_ms",
+    "group_commit_ms",
+    "kb_per_stream",
+    "kb_per_stream_bare",
+    "large_reply_kb",
+    "large_reply_kb_bare",
+)
 STREAM_ROW = f"stream_c{STREAM_CONNECTIONS}"
 
 
@@ -37,6 +48,7 @@ class Results:
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     kb_per_stream: dict[str, float] = field(default_factory=dict)
+    large_reply_kb: dict[str, float] = field(default_factory=dict)
     commit_ms: float | None = None
     group_commit_ms: float | None = None
     lane_vs_single: float | None = None
@@ -71,6 +83,7 @@ def document(results: Results) -> dict[str, object]:
         "rows": [_row(name, target, samples) for (name, target), samples in results.samples.items()],
         "ratios": {
             **{f"chat_c{count}": _ratio(results, f"chat_c{count}", _rps) for count in CHAT_CONNECTIONS},
+            **{row.name: _ratio(results, row.name, _rps) for row in served_rows()},
             "stream_events": _ratio(results, STREAM_ROW, _events),
             "lane_vs_single": _rounded(results.lane_vs_single),
         },
@@ -80,6 +93,8 @@ def document(results: Results) -> dict[str, object]:
         "group_commit_ms": _rounded(results.group_commit_ms),
         "kb_per_stream": _rounded(results.kb_per_stream.get("farebox")),
         "kb_per_stream_bare": _rounded(results.kb_per_stream.get("bare")),
+        "large_reply_kb": _rounded(results.large_reply_kb.get("farebox")),
+        "large_reply_kb_bare": _rounded(results.large_reply_kb.get("bare")),
         "errors": results.errors,
     }
 
@@ -103,7 +118,7 @@ def show(console: Console, results: Results) -> None:
     ratios = contents["ratios"]
     assert isinstance(ratios, dict)
     console.print("Farebox over bare: " + ", ".join(f"{name} {_figure(ratio)}" for name, ratio in ratios.items()))
-    for name in ("added_p50_ms", "added_p99_ms", "commit_ms", "group_commit_ms", "kb_per_stream", "kb_per_stream_bare"):
+    for name in _FIGURES:
         console.print(f"{name} {_figure(contents[name])}")
     if results.errors:
         console.print(f"[bold red]{results.errors} calls failed: these figures mean nothing[/]")
