@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import orjson
 
+from gateway.core.catalogue import Meter
 from gateway.core.estimate import prompt_tokens_estimate, tokens_from_bytes, utf8_bytes
 from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
-from gateway.endpoints.endpoint import CallRequest, InvalidRequest, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
     cap_members,
@@ -71,6 +72,11 @@ class CompletionsEndpoint:
     """`POST /v1/completions`."""
 
     name = "completions"
+    described = Described(
+        (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.OUTPUT, Meter.REASONING_OUTPUT),
+        "bytes of the body, or the tokens given; `max_tokens`, or the model's maximum, for each prompt and candidate",
+        "`usage`, or the last usage event of a stream; else a token for four bytes of text, the echo taken off",
+    )
 
     def read_request(self, body: bytes) -> CallRequest:
         request = read_object(body, _NAMES)

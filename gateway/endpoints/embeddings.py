@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import orjson
 
+from gateway.core.catalogue import Meter
 from gateway.core.estimate import prompt_tokens_estimate, utf8_bytes
 from gateway.core.json_members import parse
 from gateway.core.sse import BOM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import is_error
-from gateway.endpoints.endpoint import NOTHING, CallRequest, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import NOTHING, CallRequest, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
     changed_body,
@@ -47,6 +48,11 @@ class EmbeddingsEndpoint:
     """`POST /v1/embeddings`."""
 
     name = "embeddings"
+    described = Described(
+        (Meter.INPUT,),
+        "bytes of each text, in its NFKC form where that is longer, or the tokens given",
+        "`usage`; else a token for four bytes of text",
+    )
 
     def read_request(self, body: bytes) -> CallRequest:
         request = read_object(body, _NAMES)

@@ -14,7 +14,7 @@ from gateway.core.json_members import parse
 from gateway.core.sse import BOM
 from gateway.core.usage import Limits, Reading
 from gateway.endpoints.chat_stream import is_error
-from gateway.endpoints.endpoint import NOTHING, CallRequest, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import NOTHING, CallRequest, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.json_request import Names, changed_body, read_model, read_object
 
 DEFAULT_MODEL = "omni-moderation-latest"
@@ -27,6 +27,11 @@ class ModerationsEndpoint:
     """`POST /v1/moderations`."""
 
     name = "moderations"
+    described = Described(
+        (Meter.REQUESTS,),
+        "one request",
+        "one request for a reply with results",
+    )
 
     def read_request(self, body: bytes) -> CallRequest:
         request = read_object(body, _NAMES)

@@ -5,6 +5,7 @@ exact tokens may stand in their place (gateway/core/tokens.py).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from gateway.core.json_members import parse
 from gateway.core.tokens import Text
@@ -57,4 +58,14 @@ def _gather(
                     waiting.append(inner)
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, object]], list[Text]]] = {"chat.completions": _chat_texts}
+def _input_texts(name: str, request: Mapping[str, object]) -> list[Text]:
+    """Texts that are all of the input, each by itself."""
+    given = request.get(name)
+    return [Text(one) for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)]
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, object]], list[Text]]] = {
+    "chat.completions": _chat_texts,
+    "completions": partial(_input_texts, "prompt"),
+    "embeddings": partial(_input_texts, "input"),
+}

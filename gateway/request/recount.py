@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import cache, partial
 
+from gateway.core.estimate import utf8_bytes
 from gateway.core.tokens import Encoding, encoding_of, tokens_saved
 from gateway.endpoints.texts import texts_of
 from gateway.metrics import Metrics
@@ -72,38 +73,41 @@ class Recounter:
         lower = await self._input_tokens_max(offer)
         if lower is None:
             return None
+        found = bounded(lower)
+        if found.ceiling.minimum_nanos >= offer.ceiling.minimum_nanos:
+            self.note(Recounted.NOT_LOWER)  # the model's context is the bound
+            return None
         self.note(Recounted.LOWERED)
-        return bounded(lower)
+        return found
 
     async def _input_tokens_max(self, offer: Offer) -> int | None:
         """A lower bound of the input; None where there is none."""
-        request = offer.request
         encodings = {encoding_of(name) for name in (offer.model.name, *(route.model for route in offer.routes))}
         known = [encoding for encoding in encodings if encoding is not None]
-        if len(known) < len(encodings) or request.stored is not None or request.passes != 1:
+        if len(known) < len(encodings) or offer.request.stored is not None:
             self.note(Recounted.UNKNOWN_MODEL)
             return None
         if self._waiting >= _WAITING_MAX:
             self.note(Recounted.BUSY)
             return None
         self._waiting += 1
-        counting = asyncio.get_running_loop().run_in_executor(
-            self._thread, _saved, offer.endpoint.name, offer.body, known, self._load
-        )
+        counting = asyncio.get_running_loop().run_in_executor(self._thread, _saved, offer, known, self._load)
         counting.add_done_callback(self._done)
         found = await counting
         if isinstance(found, Recounted):
             self.note(found)
             return None
-        return request.input_tokens_max - found
+        return offer.request.input_tokens_max - found
 
     def _done(self, _: object) -> None:
         self._waiting -= 1
 
 
-def _saved(endpoint_name: str, body: bytes, encodings: list[Encoding], load: Callable[[str], Count]) -> int | Recounted:
+def _saved(offer: Offer, encodings: list[Encoding], load: Callable[[str], Count]) -> int | Recounted:
     """In the thread: the tokens by which the bound is too high, whichever upstream is asked; or why there are none."""
-    texts = texts_of(endpoint_name, body)
+    texts = texts_of(offer.endpoint.name, offer.body)
+    if sum(one.times * utf8_bytes(one.text) for one in texts) > offer.request.input_tokens_max:
+        return Recounted.NOT_LOWER  # their bytes are allowed for elsewhere, such as where all may be written to a cache
     if sum(len(one.text) for one in texts) > TEXT_CHARS_MAX:
         return Recounted.TOO_LARGE
     try:

@@ -56,6 +56,16 @@ def test_the_texts_of_a_chat(body: bytes, texts: list[Any]) -> None:
     assert texts_of(CHAT, body) == wanted
 
 
+@pytest.mark.parametrize(("endpoint", "member"), [("completions", "prompt"), ("embeddings", "input")])
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [("one", ["one"]), (["one", "two"], ["one", "two"]), ([1, 2], []), ([[1], [2]], []), (None, [])],
+)
+def test_texts_that_are_all_of_the_input(endpoint: str, member: str, given: object, texts: list[str]) -> None:
+    body = orjson.dumps({"model": "m", member: given, "suffix": "no"})
+    assert texts_of(endpoint, body) == [Text(one) for one in texts]
+
+
 def test_half_a_surrogate_pair_is_read_as_the_upstream_reads_it() -> None:
     assert texts_of(CHAT, b'{"messages":[{"content":"a\\ud800"}]}') == [Text("a�")]
 

@@ -11,14 +11,14 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.catalogue import Model
+from gateway.core.catalogue import Meter, Model
 from gateway.core.money import format_nanos
 from gateway.db import prices
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf
 from gateway.request.recount import TEXT_CHARS_MAX, Recounted, Recounter, counter
 from tests.support.behaviours import Completion
-from tests.support.gateway import CONTEXT, OUTPUT
+from tests.support.gateway import CONTEXT, OUTPUT, RATES
 from tests.support.offers import offer_of, price_of, shelf_of, upstream_of
 from tests.support.postgres import ScratchPostgres
 from tests.support.shop import Shop, open_shop, visit
@@ -112,9 +112,22 @@ async def test_without_a_lower_bound_the_refusal_stands(
 async def test_what_refers_to_unknown_text_is_never_recounted() -> None:
     offer = known_offer(messages=user(ENGLISH))
     with recounter() as (made, metrics):
-        for request in (offer.request._replace(stored="file_id"), offer.request._replace(passes=3)):
-            assert await recount(made, offer._replace(request=request)) is None
-    assert outcomes(metrics) == {"unknown_model": 2}
+        request = offer.request._replace(stored="file_id")
+        assert await recount(made, offer._replace(request=request)) is None
+    assert outcomes(metrics) == {"unknown_model": 1}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"web_search_options": {}}, {"prompt_cache_options": {"ttl": "12h"}}],
+    ids=["what a search finds", "a long cache"],
+)
+async def test_what_is_bounded_otherwise_is_not_recounted(members: dict[str, Any]) -> None:
+    rates = {**RATES, Meter.WEB_SEARCHES: 10**7, Meter.CACHE_WRITE_12H: 2_000}
+    shelf = shelf_of([Model(KNOWN, CONTEXT, OUTPUT)], [price_of(KNOWN, rates)])
+    with recounter() as (made, metrics):
+        assert await recount(made, known_offer(shelf=shelf, messages=user(ENGLISH), **members)) is None
+    assert outcomes(metrics) == {"not_lower": 1}
 
 
 async def test_it_can_be_turned_off() -> None:

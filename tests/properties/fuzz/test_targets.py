@@ -22,7 +22,7 @@ INPUTS = st.builds(
     st.integers(0, 64),
     st.lists(PIECES, max_size=6),
 )
-ENDPOINTS = sorted({endpoint.name: endpoint for endpoint in METERED.values()}.items())
+STREAMED = [endpoint for endpoint in METERED.values() if endpoint.reply_reader(EVENT_STREAM, STREAMING) is not None]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -50,18 +50,17 @@ def test_the_oracle_of_usage_finds_it() -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "endpoint"), ENDPOINTS)
+@pytest.mark.parametrize("endpoint", STREAMED, ids=lambda endpoint: endpoint.name)
 @pytest.mark.parametrize(
     "start", [b"data: ", b'data: {"usage":{"prompt_tokens":"', b"data: [DONE]\n\ndata: ", b": ", b""]
 )
-def test_a_stream_that_is_one_line_is_passed_on(name: str, endpoint: Endpoint, start: bytes) -> None:
+def test_a_stream_that_is_one_line_is_passed_on(endpoint: Endpoint, start: bytes) -> None:
     reader = endpoint.reply_reader(EVENT_STREAM, STREAMING)
-    if reader is None:
-        pytest.skip("it has no streams of events")
+    assert reader is not None
     kept, read = len(start), b"x" * 65_536
     kept -= len(reader.feed(start))
     for _ in range(40):
         kept += len(read) - len(reader.feed(read))
     # After the end nothing more is passed on, and what is over the limit is dropped.
     kept = len(reader.finish()) if b"[DONE]" in start else kept
-    assert kept <= 3 * EVENT_BYTES_MAX, name
+    assert kept <= 3 * EVENT_BYTES_MAX
