@@ -45,9 +45,11 @@ def _dump(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _json_row(name: str, path: str, members: Mapping[str, object], marker: bytes, reply_bytes_min: int) -> Row:
+def _json_row(
+    name: str, path: str, members: Mapping[str, object], connections: int, marker: bytes, reply_bytes_min: int
+) -> Row:
     body = _dump({"model": MEDIA_MODEL, **members})
-    return Row(name, path, "application/json", body, 8, marker, reply_bytes_min)
+    return Row(name, path, "application/json", body, connections, marker, reply_bytes_min)
 
 
 def _sound() -> bytes:
@@ -68,15 +70,16 @@ def _upload() -> Row:
     body += f'{part}"file"; filename="talk.wav"\r\nContent-Type: audio/wav\r\n\r\n'.encode()
     body += _sound() + f"\r\n--{_BOUNDARY}--\r\n".encode()
     kind = f"multipart/form-data; boundary={_BOUNDARY}"
-    return Row("upload", "/audio/transcriptions", kind, body, 2, b'"usage":{', 50)
+    return Row("upload", "/audio/transcriptions", kind, body, 4, b'"usage":{', 50)
 
 
 ROWS = (
-    _json_row("embeddings", "/embeddings", {"input": "What a relay does, in a few words."}, b'"usage":{', 20_000),
+    _json_row("embeddings", "/embeddings", {"input": "What a relay does, in a few words."}, 64, b'"usage":{', 20_000),
     _json_row(
         "images",
         "/images/generations",
         {"prompt": "A relay at dusk", "n": 1, "size": "1024x1024", "quality": "low"},
+        16,
         b'"usage":{',
         IMAGE_CHARS,
     ),
@@ -84,6 +87,7 @@ ROWS = (
         "speech",
         "/audio/speech",
         {"input": "A relay carries what it is given.", "voice": "alloy", "response_format": "mp3"},
+        16,
         b"\r\n\r\n",
         SOUND_CHUNKS * SOUND_CHUNK_BYTES,
     ),
