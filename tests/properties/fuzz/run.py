@@ -22,6 +22,11 @@ CRUMBS = (
     b'{"prompt_tokens":1}', b'"choices":[]', b"[DONE]", b'"error":', b"\\", b'\\"', b"\\u0022", b"\\ud800", b'{"a":[',
     b'"model":"x"', b'"n":1', b'"messages":[', b'"stream":true', b'"max_tokens":1', b'"content":"', b'"tools":[', b"]}",
 )  # fmt: skip
+# Less than 256 bytes, so that a cut falls between any two of them.
+SHORT = (
+    b'data: {"choices":[{"delta":{"content":"a"}}]}\r\n\r\n: x\r\n\r\ndata: {"choices":[],\r\n'
+    b'data: "usage":{"prompt_tokens":3,"completion_tokens":1}}\r\n\r\ndata: [DONE]\r\n\r\n'
+)
 RECORDINGS = Path(__file__).parents[2] / "support" / "recordings"
 
 
@@ -59,8 +64,12 @@ def seed_inputs() -> list[bytes]:
 
     recorded = [path.read_bytes() for path in sorted(RECORDINGS.iterdir()) if path.suffix in (".sse", ".json")]
     tails = [data[-1_024:] for data in recorded]
-    cut = [b"\x03\x20\x80\xf0" + data for data in (*tails, *REQUESTS)]
-    return [*REQUESTS, *cut, *(b"\x00" + data for data in recorded)]
+    # What comes last elsewhere comes first: usage before events whose usage is null.
+    events = [[part for part in data.split(b"\n\n") if part and b"[DONE]" not in part] for data in tails]
+    backwards = [b"\n\n".join(reversed(parts)) + b"\n\n" for parts in events]
+    cut = [b"\x03\x20\x80\xf0" + data for data in (*tails, *REQUESTS, *backwards)]
+    whole = [b"\x00" + data for data in (*recorded, *backwards, b"{}", b"{ }", b"[]", b"")]
+    return [*REQUESTS, *cut, *whole, *(bytes((1, at)) + SHORT for at in range(256))]
 
 
 def _guided(name: str, seconds: float) -> None:
