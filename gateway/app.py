@@ -256,6 +256,7 @@ def _wire(
     def put(shelf: Shelf) -> None:
         app.shelf = shelf
 
+    sealed = SealLimits(settings.seal_entries_max, settings.seal_age_seconds)
     app = App(
         settings=settings,
         gateway=gateway,
@@ -268,12 +269,7 @@ def _wire(
         sweep=Sweep(database, lane, metrics, interval_seconds=settings.sweep_seconds),
         replay=Replay(journal, lane, metrics),
         invariants=Invariants(database, metrics, interval_seconds=settings.invariants_seconds),
-        seal=SealService(
-            database,
-            metrics,
-            SealLimits(settings.seal_entries_max, settings.seal_age_seconds),
-            interval_seconds=settings.seal_seconds,
-        ),
+        seal=SealService(database, metrics, sealed, interval_seconds=settings.seal_seconds),
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
         api=_listener(

@@ -16,7 +16,7 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.json_members import parse
 from gateway.core.pricing import Quantities, dearest_rate, is_priced
 from gateway.core.usage import InvalidUsage, Limits, Reading, read_token_usage
-from gateway.endpoints.endpoint import CallRequest, InvalidRequest, Output, ReplySeen, StreamReader
+from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen, StreamReader
 from gateway.endpoints.realtime_frames import FromClient, SessionSettings
 
 MODEL_CHARS_MAX = 256
@@ -67,6 +67,14 @@ class RealtimeEndpoint(_Frames):
     """One response of a session."""
 
     name = "realtime"
+    described = Described(
+        (
+            *(Meter.INPUT, Meter.CACHED_INPUT, Meter.AUDIO_INPUT, Meter.CACHED_AUDIO_INPUT, Meter.IMAGE_INPUT),
+            *(Meter.OUTPUT, Meter.AUDIO_OUTPUT),
+        ),
+        "for each response: what the session may have it read, and the output cap, or the model's maximum",
+        "`usage` of each `response.done`",
+    )
 
     def read_request(self, body: bytes) -> CallRequest:
         """What a session is asked for, `{"model": …}`. Raises InvalidRequest."""
@@ -85,6 +93,11 @@ class TranscriptionEndpoint(_Frames):
     """One transcription of what the client said, at most `milliseconds_max` of sound."""
 
     name = "realtime.transcription"
+    described = Described(
+        (Meter.AUDIO_MILLISECONDS, Meter.AUDIO_INPUT, Meter.INPUT, Meter.OUTPUT),
+        "the length of the sound",
+        "`usage` of each transcription",
+    )
 
     def __init__(self, milliseconds_max: int) -> None:
         self._milliseconds_max = milliseconds_max

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.endpoints.endpoint import Described
+from gateway.endpoints.realtime import RealtimeEndpoint
 from gateway.web.routes import METERED, PREFIX
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +16,7 @@ BEGIN, END = "<!-- endpoints -->\n", "<!-- /endpoints -->\n"
 
 # What is served without an endpoint of the request flow.
 OTHERS: Mapping[str, Described] = {
+    "GET /v1/realtime": RealtimeEndpoint.described,
     "GET /v1/models, /v1/models/{model}": Described((), "nothing is held", "free, and answered here"),
 }
 # Routes whose rows of the outcome matrix have no test yet. The list only shrinks.
@@ -22,6 +24,10 @@ WITHOUT_OUTCOME_TESTS = frozenset({"/completions", "/embeddings", "/moderations"
 # Path -> the tests of its rows of the outcome matrix, below tests/.
 OUTCOME_TESTS: Mapping[str, tuple[str, ...]] = {
     "/chat/completions": ("request/test_outcomes.py", "request/test_outcomes_broken.py"),
+    "GET /v1/realtime": (
+        "request/test_open_session.py",
+        "request/test_session.py",
+    ),
     "GET /v1/models, /v1/models/{model}": ("web/test_models.py",),
 }
 
