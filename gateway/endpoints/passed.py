@@ -10,7 +10,7 @@ import orjson
 from gateway.core.catalogue import Meter
 from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading
-from gateway.endpoints.endpoint import CallRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Described, Output, ReplySeen
 
 _ONE_REQUEST: Mapping[str, object] = {str(Meter.REQUESTS): 1}
 _NOTHING = Reading({})  # the one request is counted by its price
@@ -20,6 +20,8 @@ class PassedEndpoint:
     """`model` is what the request is priced as."""
 
     name = "passed"
+
+    described = Described((Meter.REQUESTS,), "one request, at the price of its rule", "one request")
 
     def __init__(self, model: str) -> None:
         self._request = CallRequest(
