@@ -19,9 +19,10 @@ from gateway.db.journal import Journal
 from gateway.db.lanes import Lane
 from gateway.db.pool import Connection, Database, LedgerAway, connect
 from gateway.db.seals import Limits as SealLimits
-from gateway.metrics import Metrics
+from gateway.metrics import LaneMetrics, Metrics
 from gateway.request.admit import Shelf
 from gateway.request.authenticate import Authenticator
+from gateway.request.by_id import kept_responses
 from gateway.request.handle import Gateway
 from gateway.request.hold import Holds
 from gateway.request.idempotency import Idempotency
@@ -35,6 +36,7 @@ from gateway.request.vault import Vault, secret_in
 from gateway.request.watch import Watch
 from gateway.settings import Settings, UpstreamSettings
 from gateway.tasks import spawn, stop
+from gateway.upkeep.background import ForgetResponses, LookAtBackground
 from gateway.upkeep.catalogue import CatalogueRefresh
 from gateway.upkeep.forget_keys import ForgetKeys
 from gateway.upkeep.lead import Lead
@@ -63,17 +65,6 @@ _OF_THE_GATEWAY = (
     "calls_in_flight_max",
 )  # fmt: skip
 _RELOADED = ("upstream", "aliases", "allow", "stop_seconds", "recount_refused", *_OF_THE_GATEWAY)
-
-
-class _LaneMetrics:
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def batch_sent(self, operations: int) -> None:
-        self._metrics.lane_batch.observe(operations)
-
-    def statement_failed(self, kind: str) -> None:
-        self._metrics.lane_failures.labels(kind).inc()
 
 
 @dataclass(slots=True)
@@ -175,7 +166,7 @@ async def running(
             keys_database.drop()
 
         lane.on_silence = leave  # their connections lead to the same server
-        app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency)
+        app = _wire(settings, upstreams, database, journal, lane, connector, metrics, idempotency, keys_database)
         stack.callback(app.gateway.recounter.close)
         await app.catalogue.run_once()
         await _start(app, dsn, services, sockets, stack)
@@ -192,7 +183,7 @@ def _lane(settings: Settings, dsn: str, metrics: Metrics) -> Lane:
 
     return Lane(
         connection,
-        _LaneMetrics(metrics),
+        LaneMetrics(metrics),
         batch_operations_max=settings.lane_batch_operations_max,
         queue_operations_max=settings.lane_queue_operations_max,
         statement_seconds=settings.lane_statement_seconds,
@@ -214,6 +205,15 @@ def _idempotency(settings: Settings, database: Database, lane: Lane, metrics: Me
     )
 
 
+def _authenticator(settings: Settings, database: Database) -> Authenticator:
+    return Authenticator(
+        lambda digest: keys.by_hash(database, digest),
+        cache_seconds=settings.key_cache_seconds,
+        entries_max=settings.key_cache_entries_max,
+        unknown_per_second_max=settings.unknown_keys_per_second_max,
+    )
+
+
 def _wire(
     settings: Settings,
     upstreams: tuple[UpstreamSettings, ...],
@@ -223,22 +223,23 @@ def _wire(
     connector: aiohttp.BaseConnector,
     metrics: Metrics,
     idempotency: Idempotency,
+    keys_database: Database,
 ) -> App:
     watch = Watch()
-    authenticator = Authenticator(
-        lambda digest: keys.by_hash(database, digest),
-        cache_seconds=settings.key_cache_seconds,
-        entries_max=settings.key_cache_entries_max,
-        unknown_per_second_max=settings.unknown_keys_per_second_max,
+    holds = Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url)
+    settler = Settler(lane, journal, metrics)
+    kept, passing = kept_responses(
+        keys_database, connector, holds, settler, metrics, lambda: app.catalogue.upstreams, settings=settings
     )
     gateway = Gateway(
-        authenticator=authenticator,
+        authenticator=_authenticator(settings, database),
         shelf=lambda: app.shelf,
-        holds=Holds(lane, metrics, valid_seconds=settings.hold_valid_seconds, top_up_url=settings.top_up_url),
+        holds=holds,
         recounter=Recounter(metrics, is_on=settings.recount_refused),
         relay=Relay(connector, metrics, reply_buffer_bytes_max=settings.reply_buffer_bytes_max),
-        settler=Settler(lane, journal, metrics),
+        settler=settler,
         idempotent=idempotency,
+        kept=kept,
         watch=watch,
         metrics=metrics,
         min_output_tokens=settings.min_output_tokens,
@@ -250,6 +251,8 @@ def _wire(
     )
     limits = SessionLimits(settings.session_idle_seconds, settings.session_frame_bytes_max)
     sessions = Sessions(Dialler(connector, frame_bytes_max=limits.frame_bytes_max), limits)
+    bounds = Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed)
+    handler = api_handler(gateway, passing, bounds, sessions)
     metrics.unsettled.set_function(lambda: gateway.unsettled)
     lane.calls_in_flight = lambda: gateway.in_flight
 
@@ -272,11 +275,7 @@ def _wire(
         seal=SealService(database, metrics, sealed, interval_seconds=settings.seal_seconds),
         chain=ChainService(database, metrics, interval_seconds=settings.seal_seconds),
         catalogue=CatalogueRefresh(database, upstreams, settings.aliases, put),
-        api=_listener(
-            api_handler(gateway, Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed), sessions),
-            settings,
-            body_bytes_max=settings.body_bytes_max,
-        ),
+        api=_listener(handler, settings, body_bytes_max=settings.body_bytes_max),
     )
     app.allowed = rules_of(settings.allow, upstreams)
     app.lead = _lead(app)
@@ -292,6 +291,8 @@ def _lead(app: App) -> Lead:
         HeldGauges(app.database, app.metrics),
         Partitions(app.database, retention_days=app.settings.usage_retention_days),
         ForgetKeys(app.database),
+        ForgetResponses(app.database),
+        LookAtBackground(app.database, app.gateway.kept.background, app.metrics, app.settings.background_look_seconds),
     )
     return Lead(services, app.metrics)
 

@@ -5,6 +5,7 @@
     │   ├── Unauthenticated  MalformedRequest  NotFound  MethodNotAllowed  ModelNotFound  BodyTooLarge
     │   ├── UnsupportedMediaType  RequestTimedOut  InsufficientFunds  WalletSuspended  TooManyAttempts
     │   ├── IdempotencyKeyReused  IdempotentCallRunning  IdempotentReplyLost  UpgradeRequired  SessionEnded  NotMetered
+    │   ├── ResponseNotFound  ResponseUnfinished
     ├── UpstreamFailed   the upstream's side: nothing was charged
     │   ├── UpstreamUnreachable  UpstreamTimedOut  UpstreamUnusable  UpstreamsBusy
     └── Unavailable      our side, and worth retrying
@@ -190,6 +191,21 @@ class SessionEnded(Refused):
 
     status = 408
     code = "session_ended"
+    should_retry = False
+
+
+class ResponseNotFound(Refused):
+    """This wallet has no such response."""
+
+    status = 404
+    code = "response_not_found"
+
+
+class ResponseUnfinished(Refused):
+    """The response is still being made. Cancel it, and delete it then."""
+
+    status = 409
+    code = "response_unfinished"
     should_retry = False
 
 

@@ -30,6 +30,9 @@ class Metrics:
         self.refused = self._counter("refused", "Calls refused before the upstream, by kind.", "step", "code")
         self.idempotency = self._counter("idempotency", "Idempotency keys, by what became of them.", "outcome")
         self.passed = self._counter("passed", "Requests of paths that the operator allows.", "path", "price")
+        self.unowned = self._counter("unowned_responses", "Responses whose owner could not be written down.")
+        self.passed_by_id = self._counter("passed_calls", "Calls about kept responses, which are free.", "what")
+        self.background = self._gauge("background_responses", "Responses that work in the background, unsettled.")
         self.crashes = self._counter("crashes", "Unexpected failures: each is a bug.")
         self.added_seconds = self._histogram(
             "added_first_byte_seconds", "Time that passes here before the upstream is asked.", _FAST
@@ -112,6 +115,21 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
         return Gauge(f"farebox_{name}", help_text, labels, registry=self.registry)
+
+
+class LaneMetrics:
+    """Who hears what a lane does."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def batch_sent(self, operations: int) -> None:
+        """A statement with so many."""
+        self._metrics.lane_batch.observe(operations)
+
+    def statement_failed(self, kind: str) -> None:
+        """A statement that had no answer."""
+        self._metrics.lane_failures.labels(kind).inc()
 
 
 class CrewMetrics:

@@ -160,6 +160,9 @@ class Settings(BaseModel):
     stored_context: Literal["ceiling", "refuse"] = "ceiling"
     auto_service_tier: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]{0,31}$")
     recount_refused: bool = True
+    unowned_references: Literal["refuse", "allow"] = "refuse"
+    background_total_seconds: Seconds = 86_400.0
+    background_look_seconds: Seconds = 1.0
     calls_in_flight_max: int = Field(default=10_000, ge=1)
     hold_valid_seconds: int = Field(default=60, ge=2, le=86_400)
     drain_seconds: Seconds = 30.0

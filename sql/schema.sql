@@ -203,6 +203,22 @@ CREATE TABLE idempotency_keys (
 ALTER TABLE idempotency_keys ALTER COLUMN reply SET STORAGE EXTERNAL;
 CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
 
+-- An upstream keeps responses under ids that all of its account share: this says which wallet may name which. One that
+-- works in the background has what settles it in `unsettled` (gateway/request/background.py) until it is settled.
+CREATE TABLE response_owners (
+    wallet_id uuid NOT NULL,
+    response_id text NOT NULL,
+    upstream text NOT NULL,
+    hold_id uuid NOT NULL,
+    unsettled jsonb,
+    look_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (wallet_id, response_id),
+    CONSTRAINT unsettled_is_looked_at CHECK ((unsettled IS NULL) = (look_at IS NULL))
+);
+CREATE INDEX response_owners_by_age ON response_owners (created_at);
+CREATE INDEX response_owners_unsettled ON response_owners (look_at) WHERE look_at IS NOT NULL;
+
 -- Sealed blocks of ledger_entries: each hash covers the entries first_seq to last_seq of a wallet and the hash of its
 -- block before (gateway/core/seal.py has the rule). Written after the fact by the seal service, never by a call.
 CREATE TABLE ledger_seals (

@@ -144,7 +144,7 @@ async def test_a_reload_takes_over_what_can_change_while_calls_are_served(databa
         first.next(Completion(gate=gate, gate_at_event=3))
         async with gateway.chat(stream=True) as before:
             await gate.arrived()
-            moved = gateway.app.catalogue._upstreams[0].model_copy(update={"base_url": second.base_url})
+            moved = gateway.app.catalogue.upstreams[0].model_copy(update={"base_url": second.base_url})
             changes = {"upstream": (moved,), "aliases": {"best": MODEL}, "calls_in_flight_max": 2, "port": 1}
             settings = gateway.app.settings.model_copy(update=changes)
             assert await gateway.app.reload(settings) == ["port"]

@@ -36,6 +36,8 @@ EXPECTED = {
     "IdempotentReplyLost": (409, "idempotent_reply_lost", "idempotency_error", None, "false"),
     "UpgradeRequired": (426, "upgrade_required", "invalid_request_error", None, None),
     "SessionEnded": (408, "session_ended", "invalid_request_error", None, "false"),
+    "ResponseNotFound": (404, "response_not_found", "invalid_request_error", None, None),
+    "ResponseUnfinished": (409, "response_unfinished", "invalid_request_error", None, "false"),
     "UpstreamUnreachable": (502, "upstream_unreachable", "upstream_error", None, None),
     "UpstreamTimedOut": (504, "upstream_timed_out", "upstream_error", None, None),
     "UpstreamUnusable": (502, "upstream_broke", "upstream_error", None, None),

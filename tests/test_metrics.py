@@ -35,7 +35,8 @@ KNOWN = {
     "class": {"connect", "connect_timeout", "reset", "redirect", "broke", "idle_timeout", "first_byte_timeout",
               "error_broke", "status_429", "status_4xx", "status_5xx"},
     "reason": {*map(str, Ending), "usage_missing", "usage_invalid", "meter_failed"},
-    "service": {"sweep", "replay", "invariants", "catalogue", "held", "partitions", "forget_keys", "seal", "chain"},
+    "service": {"sweep", "replay", "invariants", "catalogue", "held", "partitions", "forget_keys", "seal", "chain",
+        "background", "forget_responses"},
     "invariant": set(invariants()),
     "version": {__version__},
 }  # fmt: skip

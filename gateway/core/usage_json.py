@@ -15,7 +15,7 @@ class LargeReply:
     """Feed it the reply as it comes; it gives back what may be passed on, and at the end the rest."""
 
     def __init__(self) -> None:
-        self._scanner = MemberScanner(frozenset({"usage"}))
+        self._scanner = MemberScanner(frozenset({"id", "tool_usage", "usage"}))
         self._kept = b""
         self._bytes = 0
 
@@ -39,12 +39,24 @@ class LargeReply:
 
     @property
     def usage(self) -> Mapping[str, object] | None:
-        """The raw usage object, or None; one that is no JSON, such as with a NaN in it, says nothing."""
+        """The raw usage object, with the `tool_usage` beside it, or None; what is no JSON, such as with a NaN in it,
+        says nothing."""
+        usage, tools = self._member("usage"), self._member("tool_usage")
+        if not isinstance(usage, dict):
+            return None
+        return usage if tools is None else {**usage, "tool_usage": tools}
+
+    @property
+    def reply_id(self) -> str | None:
+        """The reply's own id, if it has been seen."""
+        reply_id = self._member("id")
+        return reply_id if isinstance(reply_id, str) else None
+
+    def _member(self, name: str) -> object:
         try:
-            usage = parse(self._scanner.values.get("usage", b"null"))
+            return parse(self._scanner.values.get(name, b"null"))
         except orjson.JSONDecodeError:
             return None
-        return usage if isinstance(usage, dict) else None
 
     def count_output(self) -> int:
         """From all bytes of the reply: its syntax is small beside a text of this size."""

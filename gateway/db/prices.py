@@ -116,3 +116,8 @@ async def current(database: Database) -> list[Price]:
 async def history(database: Database, model: str, count: int) -> list[Price]:
     """A model's versions, newest first."""
     return [price_from_row(row) for row in await database.fetch("price_history", model, count)]
+
+
+async def by_ids(database: Database, price_ids: Sequence[int]) -> list[Price]:
+    """These versions, in no order."""
+    return [price_from_row(row) for row in await database.fetch("prices_by_ids", list(price_ids))]

@@ -6,7 +6,7 @@ An endpoint never decides about money. It bounds what was asked for, and reports
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from gateway.core.catalogue import Meter
 from gateway.core.pricing import Quantities
@@ -18,6 +18,8 @@ __all__ = [
     "Endpoint",
     "InvalidRequest",
     "Limits",
+    "Made",
+    "MakesResponse",
     "Output",
     "ReplySeen",
     "StreamReader",
@@ -56,6 +58,9 @@ class CallRequest(NamedTuple):
     charged as without usage. `stored` names the member that refers to what only the upstream knows the size of.
     `echo_tokens` estimates what of the reply is the prompt again. `fixed` is used once by every such call, whatever its
     usage says, and is part of `extra_max`. `for_model` gives the same request once the model's own name is known.
+    `follows` is the response that this one goes on from, `unowned` names a member that refers to something of which
+    nobody here knows whose it is. `keeps`: the upstream keeps the reply under its id. `background`: it works on when
+    the call is over.
     """
 
     model: str
@@ -77,6 +82,17 @@ class CallRequest(NamedTuple):
     echo_tokens: int = 0
     fixed: Quantities = NOTHING
     for_model: "Callable[[CallRequest, str], CallRequest] | None" = None
+    follows: str | None = None
+    unowned: str | None = None
+    keeps: bool = False
+    background: bool = False
+
+
+class Made(NamedTuple):
+    """What an upstream keeps under an id of its own. `is_ended`: nothing more will be used for it."""
+
+    response_id: str
+    is_ended: bool
 
 
 class Described(NamedTuple):
@@ -97,6 +113,7 @@ class ReplySeen(NamedTuple):
     count_output: Callable[[], int]
     failed: bool
     service_tier: str = ""
+    made: Made | None = None
 
 
 class StreamReader(Protocol):
@@ -128,6 +145,14 @@ class StreamReader(Protocol):
     def output_tokens_estimate(self) -> int:
         """Output relayed so far in units of the request's `output_units`: mostly tokens, estimated from the text and
         never below the events that carried output."""
+
+
+@runtime_checkable
+class MakesResponse(Protocol):
+    """A StreamReader of what the upstream keeps. `made` is there before any byte that names it is given out."""
+
+    @property
+    def made(self) -> Made | None: ...
 
 
 class Endpoint(Protocol):

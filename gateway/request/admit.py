@@ -184,8 +184,8 @@ def with_input_bound(offer: Offer, input_tokens_max: int, *, min_output_tokens: 
 
 
 def _slice_tokens(request: CallRequest, model: Model, hold_slice_tokens: int) -> int | None:
-    """Only what is shown can be counted as it passes."""
-    grows = request.stream and request.output is Output.CAPPED and not model.hidden_reasoning
+    """Only what is shown can be counted as it passes, and only while it passes."""
+    grows = request.stream and not request.background and request.output is Output.CAPPED and not model.hidden_reasoning
     return hold_slice_tokens if grows else None
 
 

@@ -17,6 +17,7 @@ from gateway.errors import InsufficientFunds, Overloaded, Stopping, UpstreamUnre
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Shelf, admit
 from gateway.request.authenticate import Authenticator, Principal
+from gateway.request.background import Keeping, Kept
 from gateway.request.headers import hold_headers
 from gateway.request.hold import Hold, Holds
 from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
@@ -81,6 +82,7 @@ class Gateway:
     relay: Relay
     settler: Settler
     idempotent: Idempotent
+    kept: Kept
     watch: Watch
     metrics: Metrics
     min_output_tokens: int
@@ -115,6 +117,8 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
         stored_context=gateway.stored_context,
         auto_service_tier=gateway.auto_service_tier,
     )
+    if offer.request.follows is not None or offer.request.unowned is not None:
+        offer = await gateway.kept.owned.allow(principal, offer)
     if points.armed:
         points.reach("admit.done")
     try:
@@ -177,7 +181,11 @@ async def _serve(
 async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, offer: Offer, hold: Hold) -> Finish:
     """Relay, meter, settle. Whatever happens in between, the hold is resolved once."""
     call = Call(client, drain_seconds=gateway.drain_seconds)
-    call.renew = lambda now: _renew(gateway, offer, hold, call, now)
+    keeping: Keeping | None = None
+    if offer.request.keeps:
+        keeping = Keeping(gateway.kept, offer, hold)
+        call.note = keeping.note
+    call.renew = lambda now: _renew(gateway, offer, hold, call, keeping, now)
     gateway.watch.enter(call)
     try:
         relayed = await gateway.relay.run(path, inbound.headers, offer, hold, call)
@@ -191,12 +199,19 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
     if points.armed:
         points.reach("relay.done")
     gateway.metrics.added_seconds.observe(max(0.0, call.asked_at_seconds - inbound.began_at_seconds))
+    if keeping is not None and keeping.goes_on(relayed.made):
+        # Its hold stays open, and its end settles it (gateway/request/background.py).
+        gateway.holds.renew(hold, cost_picos=0, cost_nanos=0, usage={})
+        await keeping.hand_over()
+        return _handed_over(offer, relayed)
     charge = _metered(gateway, offer, hold, relayed.seen)
     if points.armed:
         points.reach("meter.done")
     receipt = await gateway.settler.timed(offer, hold, charge, relayed.upstream)
     if points.armed:
         points.reach("settle.durable")
+    if keeping is not None:
+        await keeping.settled()
     gateway.metrics.calls.labels(offer.endpoint.name, offer.model.name, relayed.seen.ending.value, charge.basis).inc()
     wants_receipt = RECEIPT_HEADER in inbound.headers
     return _finish(offer, hold, relayed, charge, receipt, wants_receipt=wants_receipt)
@@ -212,10 +227,12 @@ def _metered(gateway: Gateway, offer: Offer, hold: Hold, seen: Seen) -> Charge:
         return void("meter_failed") if not seen.count_output() else estimate(offer, hold, 0, "meter_failed")
 
 
-def _renew(gateway: Gateway, offer: Offer, hold: Hold, call: Call, now: float) -> None:
+def _renew(gateway: Gateway, offer: Offer, hold: Hold, call: Call, keeping: Keeping | None, now: float) -> None:
     """At half the hold's validity: say what the call has cost so far."""
     if now < hold.renew_at_seconds:
         return
+    if keeping is not None:
+        keeping.renew()
     tokens = call.output_tokens_estimate()
     so_far = estimate(offer, hold, tokens, "swept") if tokens else void("swept")
     gateway.holds.renew(hold, cost_picos=so_far.cost_picos, cost_nanos=so_far.cost_nanos, usage=so_far.usage)
@@ -246,6 +263,15 @@ def _finish(
     headers = relayed.headers
     headers.update(_own_headers(hold, charge, receipt))
     return Finish(relayed.status, headers, relayed.rest, started=False, is_whole=relayed.is_whole)
+
+
+def _handed_over(offer: Offer, relayed: Relayed) -> Finish:
+    """The end of a call whose response goes on without it."""
+    rest = relayed.rest
+    if relayed.failure is not None or relayed.seen.ending is Ending.STOPPED:
+        rest = offer.endpoint.error_end((relayed.failure or Stopping()).document())
+    is_whole = relayed.is_whole and not relayed.started
+    return Finish(relayed.status, relayed.headers, rest, started=relayed.started, is_whole=is_whole)
 
 
 def _own_headers(hold: Hold, charge: Charge, receipt: Receipt) -> dict[str, str]:

@@ -17,7 +17,7 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.endpoint import StreamReader
+from gateway.endpoints.endpoint import Made, MakesResponse, StreamReader
 from gateway.errors import Failure, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
@@ -51,6 +51,7 @@ class Relayed:
     started: bool = False
     failure: Failure | None = None
     is_whole: bool = False  # all of a model's reply was read, whether or not its client is still there
+    made: Made | None = None  # what the upstream keeps of it
 
 
 class Relay:
@@ -150,7 +151,10 @@ class Relay:
                     large = LargeReply()
                     call.output_tokens_estimate = large.count_output
                     await self._start(call, relayed)
-                    await self._pass_on(call, large.feed(b"".join(chunks)))
+                    out = large.feed(b"".join(chunks))
+                    if large.reply_id is not None:
+                        await _note(call, relayed, Made(large.reply_id, True), route.upstream)
+                    await self._pass_on(call, out)
                     chunks.clear()
         except (aiohttp.ClientError, OSError, ValueError):
             ending = self._broken(call, relayed, route)
@@ -163,6 +167,7 @@ class Relay:
             relayed.rest = b"".join(chunks)
             if ending is Ending.COMPLETED:
                 reply = offer.endpoint.read_reply(relayed.rest)
+                await _note(call, relayed, reply.made, route.upstream)
                 is_none = not relayed.rest.removeprefix(BOM).lstrip().startswith(b"{")
                 if reply.failed or (is_none and reply.usage is None and not reply.count_output()):
                     # An error, or no reply of a model at all, such as a proxy's page.
@@ -203,12 +208,15 @@ class Relay:
         ending = Ending.COMPLETED
         limit = limit_of(offer, hold)
         is_first = True
+        maker = reader if isinstance(reader, MakesResponse) else None
         try:
             while data := await response.read():
                 call.touch()
                 if inflater is not None:
                     data = inflater.feed(data)
                 out = reader.feed(data)
+                if maker is not None:
+                    await _note(call, relayed, maker.made, route.upstream)
                 if out:
                     await self._pass_on(call, out)
                     if points.armed and not is_first:
@@ -224,20 +232,9 @@ class Relay:
             if not reader.ended:
                 ending = self._broken(call, relayed, route)
         rest = reader.finish()
-        if ending is Ending.COMPLETED:
-            # An end without [DONE] is an end, if anything came: some upstreams send none.
-            if reader.failed or not (reader.ended or reader.usage is not None or reader.output_seen):
-                ending = Ending.BROKE
-            relayed.is_whole = ending is Ending.COMPLETED
-            if call.is_client_gone:
-                ending = Ending.CLIENT_GONE
-        relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
-        relayed.seen = relayed.seen._replace(
-            ending=ending,
-            usage=reader.usage,
-            count_output=reader.output_tokens_estimate,
-            service_tier=reader.service_tier,
-        )
+        if maker is not None:
+            await _note(call, relayed, maker.made, route.upstream)
+        _end_stream(ending, rest, reader, call, relayed)
 
     def _broken(self, call: Call, relayed: Relayed, route: Route) -> Ending:
         """Why a read failed: we closed it for a reason, or the upstream broke."""
@@ -269,3 +266,29 @@ class Relay:
                 call.client_left()
             finally:
                 call.writing_since_seconds = 0.0
+
+
+def _end_stream(ending: Ending, rest: bytes, reader: StreamReader, call: Call, relayed: Relayed) -> None:
+    """How a stream ended, with all that its reader saw."""
+    if ending is Ending.COMPLETED:
+        # An end without [DONE] is an end, if anything came: some upstreams send none.
+        if reader.failed or not (reader.ended or reader.usage is not None or reader.output_seen):
+            ending = Ending.BROKE
+        relayed.is_whole = ending is Ending.COMPLETED
+        if call.is_client_gone:
+            ending = Ending.CLIENT_GONE
+    relayed.rest = rest if ending in (Ending.COMPLETED, Ending.BROKE, Ending.CLIENT_GONE) else b""
+    relayed.seen = relayed.seen._replace(
+        ending=ending,
+        usage=reader.usage,
+        count_output=reader.output_tokens_estimate,
+        service_tier=reader.service_tier,
+    )
+
+
+async def _note(call: Call, relayed: Relayed, made: Made | None, upstream: UpstreamSettings) -> None:
+    """Say what the upstream keeps, once, before the client is told."""
+    is_new = relayed.made is None
+    relayed.made = made
+    if made is not None and is_new and call.note is not None:
+        await call.note(made, upstream)

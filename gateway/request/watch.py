@@ -6,13 +6,15 @@ chunk. Here a call writes down when it last moved, and a few times a second one 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 from multidict import CIMultiDict
 
 from gateway.clock import monotonic_seconds
+from gateway.endpoints.endpoint import Made
+from gateway.settings import UpstreamSettings
 
 _log = logging.getLogger("farebox.watch")
 
@@ -38,8 +40,8 @@ class Call:
 
     __slots__ = (
         "asked_at_seconds", "client", "drain_seconds", "ends_at_seconds", "first_byte_by_seconds", "idle_seconds",
-        "is_client_gone", "is_late", "is_over", "is_stopped", "moved_at_seconds", "output_tokens_estimate", "renew",
-        "response", "task", "writing_since_seconds",
+        "is_client_gone", "is_late", "is_over", "is_stopped", "moved_at_seconds", "note",
+        "output_tokens_estimate", "renew", "response", "task", "writing_since_seconds",
     )  # fmt: skip
 
     def __init__(self, client: Client, *, drain_seconds: float) -> None:
@@ -55,6 +57,8 @@ class Call:
         self.is_late = False
         self.response: _Closable | None = None
         self.renew: Callable[[float], None] | None = None
+        # Called once with what the upstream keeps under an id, before the client is told the id.
+        self.note: Callable[[Made, UpstreamSettings], Awaitable[None]] | None = None
         self.output_tokens_estimate: Callable[[], int] = int
         self.is_client_gone = False
         self.is_over = False

@@ -23,23 +23,23 @@ class CatalogueRefresh:
         interval_seconds: float = 30.0,
     ) -> None:
         self._database = database
-        self._upstreams = upstreams
+        self.upstreams = upstreams
         self._aliases = aliases
         self._put = put
         self.interval_seconds = interval_seconds
 
     async def serve(self, upstreams: Sequence[UpstreamSettings], aliases: Mapping[str, str]) -> None:
         """From here on these upstreams and aliases. Raises LedgerAway: all stays as it was."""
-        before = self._upstreams, self._aliases
-        self._upstreams, self._aliases = upstreams, aliases
+        before = self.upstreams, self._aliases
+        self.upstreams, self._aliases = upstreams, aliases
         try:
             await self.run_once()
         except LedgerAway:
-            self._upstreams, self._aliases = before
+            self.upstreams, self._aliases = before
             raise
 
     async def run_once(self) -> None:
         """Raises LedgerAway: the shelf stays as it was."""
         models = await prices.load_models(self._database)
         current = await prices.current(self._database)
-        self._put(Shelf(models, current, self._upstreams, self._aliases))
+        self._put(Shelf(models, current, self.upstreams, self._aliases))

@@ -16,11 +16,13 @@ from gateway.endpoints.completions import CompletionsEndpoint
 from gateway.endpoints.embeddings import EmbeddingsEndpoint
 from gateway.endpoints.endpoint import Endpoint
 from gateway.endpoints.moderations import ModerationsEndpoint
+from gateway.endpoints.responses import CompactEndpoint, ResponsesEndpoint
 from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound, NotMetered
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
 from gateway.request.passed import Rule, matching
-from gateway.web import azure, metered, models, passed, realtime
+from gateway.request.passing import Passing
+from gateway.web import azure, metered, models, passed, realtime, responses
 from gateway.web.envelope import failure_response
 
 _log = logging.getLogger("farebox.web")
@@ -32,10 +34,13 @@ METERED: Mapping[str, Endpoint] = {
     "/completions": CompletionsEndpoint(),
     "/embeddings": EmbeddingsEndpoint(),
     "/moderations": ModerationsEndpoint(),
+    "/responses": ResponsesEndpoint(),
+    "/responses/compact": CompactEndpoint(),
 }
 _MODELS = PREFIX + "/models"
 # Sessions over WebSocket, metered response by response. What lies below leads past the gateway, or has no usage.
 _REALTIME = PREFIX + "/realtime"
+_RESPONSES = PREFIX + "/responses/"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -49,7 +54,7 @@ class Limits:
     allowed: Callable[[], Sequence[Rule]] = tuple
 
 
-def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -> Handler:
+def api_handler(gateway: Gateway, passing: Passing, limits: Limits, sessions: realtime.Sessions) -> Handler:
     """The handler of the API listener."""
     metered_paths = azure.other_names(METERED)
     metered_paths |= {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
@@ -83,6 +88,9 @@ def api_handler(gateway: Gateway, limits: Limits, sessions: realtime.Sessions) -
         if path == _REALTIME:
             _only("GET", request)
             return await realtime.serve(gateway, sessions, request)
+        if path.startswith(_RESPONSES):
+            exchange = metered.Exchange(request, body_bytes_max=limits.body_bytes_max, body_seconds=limits.body_seconds)
+            return await responses.serve(gateway, passing, request, path.removeprefix(_RESPONSES), exchange)
         if path == _MODELS or path.startswith(_MODELS + "/"):
             _only("GET", request)
             if path == _MODELS:
@@ -105,7 +113,8 @@ def _only(method: str, request: web.BaseRequest) -> None:
 
 
 def _allowed(limits: Limits, method: str, path: str) -> tuple[Rule | None, list[str]]:
-    if not path.startswith(PREFIX + "/") or path == _MODELS or path.startswith(_MODELS + "/"):
+    # What has rules of its own, such as whose a response is, cannot be passed around them.
+    if not path.startswith(PREFIX + "/") or path == _MODELS or path.startswith((_MODELS + "/", _RESPONSES)):
         return None, []
     return matching(limits.allowed(), method, path.removeprefix(PREFIX))
 

@@ -142,5 +142,5 @@ CASES = (
         model=MODERATION_MODEL,
     ),
 )
-ELSEWHERE: frozenset[str] = frozenset()
+ELSEWHERE: frozenset[str] = frozenset({"/responses", "/responses/compact"})
 STREAMED = tuple(case for case in CASES if case.stream is not None)

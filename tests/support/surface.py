@@ -17,6 +17,10 @@ BEGIN, END = "<!-- endpoints -->\n", "<!-- /endpoints -->\n"
 # What is served without an endpoint of the request flow.
 OTHERS: Mapping[str, Described] = {
     "GET /v1/realtime": RealtimeEndpoint.described,
+    "GET, DELETE /v1/responses/{id}, …/cancel, …/input_items": Described(
+        (), "nothing is held", "free for the wallet that made the response; what ran in the background is settled once"
+    ),
+    "POST /v1/responses/input_tokens": Described((), "nothing is held", "free"),
     "GET /v1/models, /v1/models/{model}": Described((), "nothing is held", "free, and answered here"),
 }
 # Routes whose rows of the outcome matrix have no test yet. The list only shrinks.
@@ -31,6 +35,10 @@ OUTCOME_TESTS: Mapping[str, tuple[str, ...]] = {
         "request/test_open_session.py",
         "request/test_session.py",
     ),
+    "/responses": ("request/test_responses_outcomes.py",),
+    "/responses/compact": ("request/test_responses_outcomes.py",),
+    "GET, DELETE /v1/responses/{id}, …/cancel, …/input_items": ("web/test_responses.py",),
+    "POST /v1/responses/input_tokens": ("web/test_responses.py",),
     "GET /v1/models, /v1/models/{model}": ("web/test_models.py",),
 }
 

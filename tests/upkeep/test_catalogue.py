@@ -59,5 +59,5 @@ async def test_without_a_database_the_shelf_stays() -> None:
     with pytest.raises(LedgerAway):
         await refresh.serve([], {"new": MODEL})
     assert shelves == []
-    assert (len(refresh._upstreams), refresh._aliases) == (1, {})
+    assert (len(refresh.upstreams), refresh._aliases) == (1, {})
     await database.close()

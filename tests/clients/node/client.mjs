@@ -72,6 +72,33 @@ const scenarios = {
     }
   },
 
+  async responses() {
+    const ask = { model: MODEL, input: "Say something." };
+    const first = await client.responses.create(ask);
+    const next = await client.responses.create({ ...ask, previous_response_id: first.id });
+    const read = await client.responses.retrieve(next.id);
+    const items = await client.responses.inputItems.list(first.id);
+    await client.responses.delete(first.id);
+    return { text: read.output_text, same: read.id === next.id, items: items.data, usage: first.usage };
+  },
+
+  async responses_stream() {
+    let text = "";
+    const kinds = [];
+    for await (const event of await client.responses.create({ model: MODEL, input: "Say something.", stream: true })) {
+      kinds.push(event.type);
+      if (event.type === "response.output_text.delta") text += event.delta;
+    }
+    return { text, first: kinds.at(0), last: kinds.at(-1) };
+  },
+
+  async responses_background() {
+    const begun = await client.responses.create({ model: MODEL, input: "Say something.", background: true });
+    const polled = await client.responses.retrieve(begun.id);
+    const cancelled = await client.responses.cancel(begun.id);
+    return { statuses: [begun.status, polled.status, cancelled.status] };
+  },
+
   async models_list() {
     return { ids: (await client.models.list()).data.map((model) => model.id) };
   },
