@@ -51,6 +51,7 @@ from gateway.web.health import ops_handler
 from gateway.web.realtime import Sessions
 from gateway.web.routes import Handler, Limits, api_handler
 from gateway.web.server import Listener
+from gateway.web.spool import Spools
 
 _log = logging.getLogger("farebox.app")
 _LAG_PROBE_SECONDS = 0.5
@@ -86,6 +87,7 @@ class App:
     chain: ChainService
     catalogue: CatalogueRefresh
     api: Listener
+    spools: Spools
     lead: Lead = field(init=False)
     port: int = 0
     ops_port: int = 0
@@ -242,16 +244,12 @@ def _wire(
         kept=kept,
         watch=watch,
         metrics=metrics,
-        min_output_tokens=settings.min_output_tokens,
-        hold_slice_tokens=settings.hold_slice_tokens,
-        stored_context=settings.stored_context,
-        auto_service_tier=settings.auto_service_tier,
-        drain_seconds=settings.drain_seconds,
-        calls_in_flight_max=settings.calls_in_flight_max,
+        **{name: getattr(settings, name) for name in _OF_THE_GATEWAY},
     )
     limits = SessionLimits(settings.session_idle_seconds, settings.session_frame_bytes_max)
     sessions = Sessions(Dialler(connector, frame_bytes_max=limits.frame_bytes_max), limits)
-    bounds = Limits(settings.body_bytes_max, settings.body_seconds, lambda: app.allowed)
+    spools = Spools(settings.directory(), settings.form_bytes_max, settings.form_disk_bytes_max)
+    bounds = Limits(settings.body_bytes_max, settings.body_seconds, spools, lambda: app.allowed)
     handler = api_handler(gateway, passing, bounds, sessions)
     metrics.unsettled.set_function(lambda: gateway.unsettled)
     lane.calls_in_flight = lambda: gateway.in_flight
@@ -262,6 +260,7 @@ def _wire(
     sealed = SealLimits(settings.seal_entries_max, settings.seal_age_seconds)
     app = App(
         settings=settings,
+        spools=spools,
         gateway=gateway,
         database=database,
         lane=lane,

@@ -146,6 +146,8 @@ class Settings(BaseModel):
     catalogue_overlay: Path | None = None
 
     body_bytes_max: int = Field(default=20 * 2**20, ge=1_024, le=2**30)
+    form_bytes_max: int = Field(default=64 * 2**20, ge=1_024, le=2**32)
+    form_disk_bytes_max: int = Field(default=2**30, ge=1_024, le=2**40)
     body_seconds: Seconds = 60.0
     header_bytes_max: int = Field(default=65_536, ge=8_190, le=2**20)
     header_seconds: Seconds = 15.0

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from gateway.core.catalogue import Meter
+from gateway.core.multipart import Form
 from gateway.core.pricing import Quantities
 from gateway.core.usage import Limits, Reading
 
@@ -17,10 +18,13 @@ __all__ = [
     "Described",
     "Endpoint",
     "InvalidRequest",
+    "LargeReader",
     "Limits",
     "Made",
     "MakesResponse",
     "Output",
+    "ReadsForms",
+    "ReadsLarge",
     "ReplySeen",
     "StreamReader",
 ]
@@ -55,7 +59,8 @@ class CallRequest(NamedTuple):
     What few requests have: `extra_max` bounds what is used of other meters, and `extra_estimate` is the same without
     usage. `alternatives` are sets of meters of which a model is priced by one, such as characters, or text and audio
     tokens. `outputs` are the meters that the output may turn out to be, `output_units` what one counted unit of it is
-    charged as without usage. `stored` names the member that refers to what only the upstream knows the size of.
+    charged as without usage. `counted` are meters that are counted exactly without usage: a charge by these alone is no
+    estimate. `stored` names the member that refers to what only the upstream knows the size of.
     `echo_tokens` estimates what of the reply is the prompt again. `fixed` is used once by every such call, whatever its
     usage says, and is part of `extra_max`. `for_model` gives the same request once the model's own name is known.
     `follows` is the response that this one goes on from, `unowned` names a member that refers to something of which
@@ -86,6 +91,7 @@ class CallRequest(NamedTuple):
     unowned: str | None = None
     keeps: bool = False
     background: bool = False
+    counted: frozenset[str] = frozenset()
 
 
 class Made(NamedTuple):
@@ -193,3 +199,36 @@ class Endpoint(Protocol):
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         """Canonical usage; None where it says nothing (all zero). Raises InvalidUsage."""
+
+
+@runtime_checkable
+class ReadsForms(Protocol):
+    """An endpoint whose requests may come as multipart forms. `forms_only`: and in no other way."""
+
+    forms_only: bool
+
+    def read_form(self, form: Form) -> CallRequest:
+        """Raises InvalidRequest."""
+
+
+class LargeReader(Protocol):
+    """Reads a JSON reply that is too large to hold, as it passes (gateway/core/usage_json.py)."""
+
+    @property
+    def is_complete(self) -> bool: ...
+
+    @property
+    def usage(self) -> Mapping[str, object] | None: ...
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+    def count_output(self) -> int: ...
+
+
+@runtime_checkable
+class ReadsLarge(Protocol):
+    """An endpoint that counts the output of large replies in a way of its own."""
+
+    def large_reply(self) -> LargeReader: ...

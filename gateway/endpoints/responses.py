@@ -72,8 +72,8 @@ class ResponsesEndpoint:
             *(Meter.OUTPUT, Meter.REASONING_OUTPUT),
             *(Meter.WEB_SEARCHES, Meter.FILE_SEARCHES, Meter.CONTAINERS),
         ),
-        "bytes of text; the model's most for an image, its context for a file or what is stored; all of it again for each "
-        "tool call allowed; the output cap, or the model's maximum",
+        "bytes of text; the model's most for an image, its context for a file or what is stored; all of it again for "
+        "each tool call allowed; the output cap, or the model's maximum",
         "`usage` and tool calls of the reply or of the last event; else a token for four bytes of text",
     )
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gateway.core.catalogue import ONE_BP, Meter, Model, Price
 from gateway.core.ceiling import Bounds, CapTooLarge, Ceiling, ceiling
+from gateway.core.multipart import Form
 from gateway.core.pricing import (
     CostOutOfRange,
     Terms,
@@ -14,7 +15,7 @@ from gateway.core.pricing import (
     priced_alternatives,
     without_alternatives,
 )
-from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest, Output
+from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest, Output, ReadsForms
 from gateway.errors import MalformedRequest, ModelNotFound
 from gateway.request.authenticate import Principal
 from gateway.settings import UpstreamSettings
@@ -32,7 +33,7 @@ class Offer(NamedTuple):
 
     endpoint: Endpoint
     request: CallRequest
-    body: bytes
+    body: bytes | Form
     model: Model
     price: Price
     ceiling: Ceiling
@@ -89,7 +90,7 @@ def is_allowed(principal: Principal, name: str, model: Model) -> bool:
 def admit(
     principal: Principal,
     endpoint: Endpoint,
-    body: bytes,
+    body: bytes | Form,
     shelf: Shelf,
     *,
     min_output_tokens: int,
@@ -103,7 +104,7 @@ def admit(
     `auto_service_tier`: in which tier the upstream may serve a call that names none.
     """
     try:
-        request = endpoint.read_request(body)
+        request = endpoint.read_request(body) if isinstance(body, bytes) else _read_form(endpoint, body)
     except InvalidRequest as error:
         raise MalformedRequest(error.message, code=error.code, param=error.param) from None
     found = find(principal, shelf, request.model)
@@ -130,7 +131,7 @@ def find(principal: Principal, shelf: Shelf, name: str) -> tuple[Model, Price, t
 def priced(
     endpoint: Endpoint,
     request: CallRequest,
-    body: bytes,
+    body: bytes | Form,
     found: tuple[Model, Price, tuple[Route, ...]],
     *,
     min_output_tokens: int,
@@ -167,6 +168,11 @@ def priced(
         message = "The model has no price for this kind of call."
         raise ModelNotFound(message, code="model_not_priced", param="model") from None
     return Offer(endpoint, request, body, model, price, bounds, routes)
+
+
+def _read_form(endpoint: Endpoint, form: Form) -> CallRequest:
+    assert isinstance(endpoint, ReadsForms), "forms are taken for these endpoints only"
+    return endpoint.read_form(form)
 
 
 def with_input_bound(offer: Offer, input_tokens_max: int, *, min_output_tokens: int, hold_slice_tokens: int) -> Offer:

@@ -14,6 +14,7 @@ from yarl import URL
 
 from gateway import points
 from gateway.clock import monotonic_seconds
+from gateway.core.multipart import Form
 from gateway.core.variants import is_by_deployment, url_of
 from gateway.errors import Failure, UpstreamFailed, UpstreamsBusy, UpstreamTimedOut, UpstreamUnreachable
 from gateway.metrics import Metrics
@@ -22,7 +23,7 @@ from gateway.request.breaker import Breaker, BreakerLimits, State
 from gateway.request.headers import request_headers
 from gateway.request.hold import Hold
 from gateway.request.routing import drawn, is_drawn, with_the_ill_last
-from gateway.request.upstream import Target, post
+from gateway.request.upstream import Target, Upload, post
 from gateway.request.upstream_reply import Reply
 from gateway.request.watch import Call
 from gateway.settings import UpstreamSettings
@@ -289,14 +290,25 @@ def limits_of(upstream: UpstreamSettings) -> BreakerLimits:
     )
 
 
-def _body(offer: Offer, hold: Hold, route: Route) -> bytes:
+def _body(offer: Offer, hold: Hold, route: Route) -> bytes | Upload:
     upstream, request = route.upstream, offer.request
+    model = route.model if route.model != request.model else None
+    if not isinstance(offer.body, bytes):
+        return _form(offer.body, model)
     # An upstream that reads one member only would not see a cap in the other, nor stop without one.
     is_capped = hold.is_lowered or upstream.cap_member == "max_tokens"
     return offer.endpoint.upstream_body(
         offer.body,
-        model=route.model if route.model != request.model else None,
+        model=model,
         include_usage=request.stream and not request.wants_usage and upstream.include_usage,
         output_tokens_cap=hold.output_tokens_max if is_capped else None,
         cap_member=upstream.cap_member,
     )
+
+
+def _form(form: Form, model: str | None) -> Upload:
+    """A form goes out from where it was put aside, as often as it is asked for."""
+    if model is None:
+        return Upload(form.size_bytes, form.bytes_of(0, form.size_bytes))
+    value = model.encode()
+    return Upload(form.size_with("model", value), form.with_value("model", value))

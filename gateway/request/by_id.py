@@ -62,6 +62,7 @@ async def count_input_tokens(gateway: Gateway, passing: Passing, inbound: Inboun
     """Have the upstream count what a response would read. Raises Failure, LedgerAway."""
     principal = await _authenticated(gateway, inbound)
     body = await inbound.read_body()
+    assert isinstance(body, bytes), "no form is taken here"
     offer = admit(
         principal,
         _INPUT_TOKENS,

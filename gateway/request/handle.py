@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 
 from gateway import points
 from gateway.core.money import format_nanos
+from gateway.core.multipart import Form
 from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import InsufficientFunds, Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
@@ -43,7 +44,7 @@ class Inbound(Protocol):
     @property
     def peer(self) -> str: ...
 
-    async def read_body(self) -> bytes:
+    async def read_body(self) -> bytes | Form:
         """Raises BodyTooLarge, RequestTimedOut, MalformedRequest."""
 
 

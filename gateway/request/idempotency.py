@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 from gateway import points
 from gateway.clock import monotonic_seconds, new_id
 from gateway.core.money import format_nanos
+from gateway.core.multipart import Form
 from gateway.db import idempotency as store
 from gateway.db.idempotency import Found, Key, Standing
 from gateway.db.lanes import Lane, LaneFull, Operation, OperationRefused
@@ -283,7 +284,7 @@ class Idempotency:
         self._counts[fate].inc()
 
 
-def request_key(wallet_id: str, path: str, headers: Mapping[str, str], body: bytes) -> Key:
+def request_key(wallet_id: str, path: str, headers: Mapping[str, str], body: bytes | Form) -> Key:
     """The key of a request, by its one header. Raises MalformedRequest."""
     values = [value for name, value in headers.items() if name.lower() == IDEMPOTENCY_KEY]
     if len(values) != 1:
@@ -295,7 +296,8 @@ def request_key(wallet_id: str, path: str, headers: Mapping[str, str], body: byt
     encoded = value.encode()
     # The key goes into the second hash too: with a key that cannot be guessed, nor can a short prompt be.
     request = hashlib.sha256(b"%d\0%b\0POST %b\0" % (len(encoded), encoded, path.encode()))
-    request.update(body)
+    # Of a form counts what it says: its boundary is another one each time.
+    request.update(body if isinstance(body, bytes) else body.digest())
     return Key(wallet_id, hashlib.sha256(encoded).digest(), request.digest())
 
 

@@ -14,7 +14,7 @@ import sys
 
 from gateway.core.ceiling import Slice
 from gateway.db.lanes import Answer, Outcome
-from gateway.endpoints.endpoint import StreamReader
+from gateway.endpoints.endpoint import Output, StreamReader
 from gateway.errors import Failure, UpstreamUnusable
 from gateway.request.admit import Offer
 from gateway.request.hold import Hold, Holds
@@ -157,6 +157,10 @@ class GrowingLimit(Limit):
 
 def limit_of(offer: Offer, hold: Hold) -> Limit:
     """The limit of a stream on this hold."""
+    if offer.request.output is Output.NONE:
+        return Limit(_NEVER // 8)
+    if offer.request.output is Output.MODEL:
+        return Limit(offer.model.output_tokens_max * offer.request.choices)
     if hold.holds is None or offer.ceiling.slice is None:
         return Limit(hold.output_tokens_max * offer.request.choices)
     return GrowingLimit(offer, hold, hold.holds, offer.ceiling.slice)

@@ -83,8 +83,9 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
     if seen.usage is not None:
         try:
             reading = offer.endpoint.read_usage(seen.usage, _limits(offer))
-            if reading is not None:
-                return _exact(offer, reading, _terms(offer, seen), "reported", reason)
+            chosen = None if reading is None else _chosen(offer, reading)
+            if chosen is not None:
+                return _exact(offer, chosen, _terms(offer, seen), "reported", reason)
         except (InvalidUsage, Unpriced, CostOutOfRange):
             return _without_usage(offer, hold, seen, "usage_invalid")
     if seen.ending is not Ending.COMPLETED:
@@ -93,6 +94,25 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
             return void(seen.ending.value)
         return estimate(offer, hold, seen.count_output(), seen.ending.value, _terms(offer, seen))
     return _without_usage(offer, hold, seen, "usage_missing")
+
+
+def _chosen(offer: Offer, reading: Reading) -> Reading | None:
+    """The reading in the meters by which the model is priced; None where it counts only others of the alternatives.
+
+    An upstream may count tokens of what is priced by the piece, or the other way about.
+    """
+    alternatives = offer.request.alternatives
+    if not alternatives:
+        return reading
+    used = {meter_ for meter_, quantity in reading.quantities.items() if quantity}
+    asked = used & frozenset().union(*alternatives)
+    if not asked:
+        return reading
+    priced = [meters for meters in priced_alternatives(offer.price, alternatives) if meters & asked]
+    if not priced:
+        return None
+    chosen = next((meters for meters in priced if asked <= meters), priced[0])
+    return reading._replace(quantities=without_alternatives(reading.quantities, chosen, alternatives))
 
 
 def estimate(offer: Offer, hold: Hold, output_count: int, reason: str, terms: Terms | None = None) -> Charge:
@@ -132,6 +152,8 @@ def _within_hold(
             used[meter_] = used.get(meter_, 0) + units * count
         kept = used if chosen is None else without_alternatives(used, chosen, alternatives)
         reading = Reading({meter_: quantity for meter_, quantity in kept.items() if quantity})
+        if reason == "usage_missing" and chosen is not None and chosen <= request.counted:
+            return _exact(offer, reading, asked, "reported", None)
         return _exact(offer, reading, asked, "estimated", reason)
 
     whole = charge(_PARTS, output_count)

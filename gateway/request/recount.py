@@ -60,7 +60,7 @@ class Recounter:
         self, offer: Offer, available_nanos: int, *, min_output_tokens: int, hold_slice_tokens: int
     ) -> Offer | None:
         """The same call with a lower ceiling, as true as the one that was refused; None where there is none."""
-        if not self.is_on:
+        if not self.is_on or not isinstance(offer.body, bytes):
             return None
         bounded = partial(
             with_input_bound, offer, min_output_tokens=min_output_tokens, hold_slice_tokens=hold_slice_tokens
@@ -105,7 +105,7 @@ class Recounter:
 
 def _saved(offer: Offer, encodings: list[Encoding], load: Callable[[str], Count]) -> int | Recounted:
     """In the thread: the tokens by which the bound is too high, whichever upstream is asked; or why there are none."""
-    texts = texts_of(offer.endpoint.name, offer.body)
+    texts = texts_of(offer.endpoint.name, offer.body) if isinstance(offer.body, bytes) else ()
     if sum(one.times * utf8_bytes(one.text) for one in texts) > offer.request.input_tokens_max:
         return Recounted.NOT_LOWER  # their bytes are allowed for elsewhere, such as where all may be written to a cache
     if sum(len(one.text) for one in texts) > TEXT_CHARS_MAX:

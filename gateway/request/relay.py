@@ -17,7 +17,7 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.endpoint import Made, MakesResponse, StreamReader
+from gateway.endpoints.endpoint import LargeReader, Made, MakesResponse, ReadsLarge, StreamReader
 from gateway.errors import Failure, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
@@ -136,7 +136,7 @@ class Relay:
         settle; a larger one passes as it comes, and only its last bytes wait."""
         chunks: list[bytes] = []
         size = 0
-        large: LargeReply | None = None
+        large: LargeReader | None = None
         ending = Ending.COMPLETED
         try:
             while data := await response.read():
@@ -148,11 +148,12 @@ class Relay:
                     continue
                 chunks.append(data)
                 if size > self._reply_buffer_bytes_max:
-                    large = LargeReply()
+                    endpoint = offer.endpoint
+                    large = endpoint.large_reply() if isinstance(endpoint, ReadsLarge) else LargeReply()
                     call.output_tokens_estimate = large.count_output
                     await self._start(call, relayed)
                     out = large.feed(b"".join(chunks))
-                    if large.reply_id is not None:
+                    if isinstance(large, LargeReply) and large.reply_id is not None:
                         await _note(call, relayed, Made(large.reply_id, True), route.upstream)
                     await self._pass_on(call, out)
                     chunks.clear()

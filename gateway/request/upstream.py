@@ -6,8 +6,9 @@ redirects, tracing, payloads, timers) is nothing that is used here.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import client_reqrep
@@ -51,12 +52,20 @@ class Target:
             connection.close()
 
 
+class Upload(NamedTuple):
+    """A body too large to be in memory, in pieces."""
+
+    size_bytes: int
+    pieces: Iterator[bytes]
+
+
 async def post(
-    connector: aiohttp.BaseConnector, target: Target, headers: Iterable[tuple[str, str]], body: bytes
+    connector: aiohttp.BaseConnector, target: Target, headers: Iterable[tuple[str, str]], body: bytes | Upload
 ) -> Reply:
     """Send one request and read the head of its reply. Raises aiohttp.ClientError, OSError."""
+    size = len(body) if isinstance(body, bytes) else body.size_bytes
     lines = [f"{name}: {value}\r\n" for name, value in headers]
-    head = f"{target.head}{''.join(lines)}Content-Length: {len(body)}\r\n\r\n"
+    head = f"{target.head}{''.join(lines)}Content-Length: {size}\r\n\r\n"
     # A line break inside a value would be a header of its own, or another request.
     if head.count("\n") != len(lines) + 4 or head.count("\r") != len(lines) + 4:
         raise aiohttp.InvalidURL("a header has a line break")
@@ -67,7 +76,10 @@ async def post(
         transport = connection.transport
         if transport is None:
             raise aiohttp.ServerDisconnectedError
-        if len(body) <= _JOINED_BYTES_MAX:
+        if not isinstance(body, bytes):
+            transport.write(sent)
+            await _upload(connection, reply, body)
+        elif size <= _JOINED_BYTES_MAX:
             transport.write(sent + body)
         else:
             transport.writelines((sent, body))
@@ -76,3 +88,23 @@ async def post(
         connection.close()
         raise
     return reply
+
+
+async def _upload(connection: Connection, reply: Reply, body: Upload) -> None:
+    """Send as fast as the upstream takes it, until it answers: a refusal may come before the end, and counts.
+
+    Raises aiohttp.ClientError, OSError.
+    """
+    left = body.size_bytes
+    for piece in body.pieces:
+        protocol, transport = connection.protocol, connection.transport
+        if reply.status >= 400 or protocol is None or transport is None or transport.is_closing():
+            break
+        transport.write(piece)
+        left -= len(piece)
+        try:
+            await protocol._drain_helper()  # noqa: SLF001 - the wait behind every write of aiohttp's own
+        except aiohttp.ClientConnectionError:
+            break  # what it said before it hung up is read, if it said anything
+    if left:
+        reply.sent_in_part()

@@ -68,6 +68,10 @@ class Reply:
         while not self.status:
             await self._more()
 
+    def sent_in_part(self) -> None:
+        """The upstream answered before it had the whole request: the connection is of no more use."""
+        self._is_dirty = True
+
     async def read(self) -> bytes:
         """What has come of the body, as soon as there is some; b"" at its end. Raises aiohttp.ClientError."""
         chunks = self._chunks

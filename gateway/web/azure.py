@@ -44,6 +44,7 @@ class DeploymentExchange(Exchange):
 
     async def read_body(self) -> bytes:
         body = await super().read_body()
+        assert isinstance(body, bytes), "a path by deployment takes no forms"
         try:
             return body if has_too_many_values(body) else with_members(body, {"model": self.model})
         except MalformedJson:

@@ -9,9 +9,11 @@ from multidict import CIMultiDict
 
 from gateway import points
 from gateway.clock import monotonic_seconds
+from gateway.core.multipart import Form, FormScanner, MalformedForm, boundary_of
 from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import BodyTooLarge, MalformedRequest, Overloaded, RequestTimedOut, UnsupportedMediaType
 from gateway.request.handle import Finish, Gateway, handle
+from gateway.web.spool import Spool, Spools
 from gateway.web.streamed_reply import StreamedReply
 from gateway.web.whole_reply import READ_SECONDS_MAX, WholeReply, is_plain
 
@@ -23,10 +25,32 @@ _gathered_bytes = 0
 class Exchange:
     """One request and its reply: what the flow knows as Inbound and as Client."""
 
-    __slots__ = ("_body_bytes_max", "_body_seconds", "_request", "_response", "began_at_seconds", "headers")
+    __slots__ = (
+        "_body_bytes_max",
+        "_body_seconds",
+        "_form_only",
+        "_request",
+        "_response",
+        "_spool",
+        "_spools",
+        "began_at_seconds",
+        "headers",
+    )
 
-    def __init__(self, request: web.BaseRequest, *, body_bytes_max: int, body_seconds: float) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        *,
+        body_bytes_max: int,
+        body_seconds: float,
+        spools: Spools | None = None,
+        form_only: bool = False,
+    ) -> None:
+        """`spools` takes what comes as a form; without it none is taken. `form_only`: nothing else is."""
         self._request = request
+        self._spools = spools
+        self._spool: Spool | None = None
+        self._form_only = form_only
         self._response: web.StreamResponse | None = None
         self._body_bytes_max = body_bytes_max
         self._body_seconds = body_seconds
@@ -37,19 +61,23 @@ class Exchange:
     def peer(self) -> str:
         return self._request.remote or ""
 
-    async def read_body(self) -> bytes:
+    async def read_body(self) -> bytes | Form:
         """Raises UnsupportedMediaType, BodyTooLarge, RequestTimedOut, MalformedRequest, Overloaded."""
         request = self._request
         content_type = self.headers.get("Content-Type", "")
-        if content_type != "application/json":
-            _check_content_type(content_type)
+        boundary: bytes | None = None
+        bytes_max = self._body_bytes_max
+        if content_type != "application/json" or self._form_only:
+            boundary = self._check_content_type(content_type)
+            if boundary is not None and self._spools is not None:
+                bytes_max = self._spools.form_bytes_max
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Send the body as it is: a Content-Encoding is not taken.")
         length = request.content_length
-        if length is not None and length > self._body_bytes_max:
-            raise BodyTooLarge(f"The request body is larger than {self._body_bytes_max} bytes.")
+        if length is not None and length > bytes_max:
+            raise BodyTooLarge(f"The request body is larger than {bytes_max} bytes.")
         try:
-            if request.content.is_eof():
+            if boundary is None and request.content.is_eof():
                 # All of it came with the head: nothing to wait for.
                 body = request.content.read_nowait()
                 if len(body) > self._body_bytes_max:
@@ -58,11 +86,43 @@ class Exchange:
             if self.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             async with asyncio.timeout(self._body_seconds):
+                if boundary is not None:
+                    return await self._gather_form(request.content, boundary)
                 return await self._gather(request.content)
         except TimeoutError:
             raise RequestTimedOut from None
         except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
             raise MalformedRequest("The request body broke off or is wrongly encoded.") from None
+
+    def _check_content_type(self, content_type: str) -> bytes | None:
+        """The boundary of a form, None for JSON. Raises UnsupportedMediaType, MalformedRequest."""
+        try:
+            boundary = None if self._spools is None else boundary_of(content_type)
+        except MalformedForm as error:
+            raise _malformed_form(error) from None
+        if boundary is None and self._form_only:
+            raise UnsupportedMediaType("Send the body as `Content-Type: multipart/form-data`.")
+        if boundary is None:
+            _check_content_type(content_type)
+        return boundary
+
+    async def _gather_form(self, content: StreamReader, boundary: bytes) -> Form:
+        """A form, scanned and put aside as it comes."""
+        assert self._spools is not None, "a boundary was looked for"
+        spool = self._spool = Spool(self._spools)
+        scanner = FormScanner(boundary)
+        try:
+            while data := await content.readany():
+                scanner.feed(data)
+                spool.append(data)
+            return Form(scanner.finish(), spool.size_bytes, spool.read)
+        except MalformedForm as error:
+            raise _malformed_form(error) from None
+
+    def close(self) -> None:
+        """Nobody reads the body any more."""
+        if self._spool is not None:
+            self._spool.close()
 
     async def _gather(self, content: StreamReader) -> bytes:
         """A body that comes piece by piece. What all callers have sent of theirs so far is bounded: any key can send
@@ -137,6 +197,10 @@ class Exchange:
         return response
 
 
+def _malformed_form(error: MalformedForm) -> MalformedRequest:
+    return MalformedRequest(f"The form cannot be read: {error}.", code="invalid_form")
+
+
 def _check_content_type(content_type: str) -> None:
     """Raises UnsupportedMediaType. In another charset, such as UTF-7, the upstream would read another body."""
     kind, _, parameters = content_type.lower().replace(" ", "").partition(";")
@@ -156,14 +220,20 @@ async def serve(
     *,
     body_bytes_max: int,
     body_seconds: float,
+    spools: Spools | None = None,
+    form_only: bool = False,
 ) -> web.StreamResponse:
     """Serve one metered call. Raises Failure."""
-    exchange = Exchange(request, body_bytes_max=body_bytes_max, body_seconds=body_seconds)
+    exchange = Exchange(
+        request, body_bytes_max=body_bytes_max, body_seconds=body_seconds, spools=spools, form_only=form_only
+    )
     try:
         finish = await handle(gateway, endpoint, path, exchange, exchange)
     except BaseException:
         exchange.break_off()
         raise
+    finally:
+        exchange.close()
     response = await exchange.finish(finish)
     if points.armed:
         points.reach("finish.sent")

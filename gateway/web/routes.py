@@ -14,9 +14,12 @@ from gateway.db.pool import LedgerAway
 from gateway.endpoints.chat import ChatEndpoint
 from gateway.endpoints.completions import CompletionsEndpoint
 from gateway.endpoints.embeddings import EmbeddingsEndpoint
-from gateway.endpoints.endpoint import Endpoint
+from gateway.endpoints.endpoint import Endpoint, ReadsForms
+from gateway.endpoints.images import ImageEdits, ImageGenerations, ImageVariations
 from gateway.endpoints.moderations import ModerationsEndpoint
 from gateway.endpoints.responses import CompactEndpoint, ResponsesEndpoint
+from gateway.endpoints.speech import SpeechEndpoint
+from gateway.endpoints.transcription import TranscriptionEndpoint
 from gateway.errors import Failure, LedgerUnavailable, MethodNotAllowed, NotFound, NotMetered
 from gateway.metrics import Metrics
 from gateway.request.handle import Gateway
@@ -24,6 +27,7 @@ from gateway.request.passed import Rule, matching
 from gateway.request.passing import Passing
 from gateway.web import azure, metered, models, passed, realtime, responses
 from gateway.web.envelope import failure_response
+from gateway.web.spool import Spools
 
 _log = logging.getLogger("farebox.web")
 
@@ -36,7 +40,14 @@ METERED: Mapping[str, Endpoint] = {
     "/moderations": ModerationsEndpoint(),
     "/responses": ResponsesEndpoint(),
     "/responses/compact": CompactEndpoint(),
+    "/images/generations": ImageGenerations(),
+    "/images/edits": ImageEdits(),
+    "/images/variations": ImageVariations(),
+    "/audio/speech": SpeechEndpoint(),
+    "/audio/transcriptions": TranscriptionEndpoint("audio.transcriptions"),
+    "/audio/translations": TranscriptionEndpoint("audio.translations"),
 }
+FORMS_ONLY = frozenset(path for path, endpoint in METERED.items() if getattr(endpoint, "forms_only", False))
 _MODELS = PREFIX + "/models"
 # Sessions over WebSocket, metered response by response. What lies below leads past the gateway, or has no usage.
 _REALTIME = PREFIX + "/realtime"
@@ -51,6 +62,7 @@ class Limits:
 
     body_bytes_max: int
     body_seconds: float
+    spools: Spools
     allowed: Callable[[], Sequence[Rule]] = tuple
 
 
@@ -58,6 +70,7 @@ def api_handler(gateway: Gateway, passing: Passing, limits: Limits, sessions: re
     """The handler of the API listener."""
     metered_paths = azure.other_names(METERED)
     metered_paths |= {PREFIX + path: (path, endpoint) for path, endpoint in METERED.items()}
+    readers = {path for path, (_, endpoint) in metered_paths.items() if isinstance(endpoint, ReadsForms)}
     metrics = gateway.metrics
 
     async def route(request: web.BaseRequest) -> web.StreamResponse:
@@ -65,6 +78,7 @@ def api_handler(gateway: Gateway, passing: Passing, limits: Limits, sessions: re
         found = metered_paths.get(path)
         if found is not None and request.method == "POST":
             below, endpoint = found
+            spools = limits.spools if path in readers else None
             return await metered.serve(
                 gateway,
                 endpoint,
@@ -72,6 +86,8 @@ def api_handler(gateway: Gateway, passing: Passing, limits: Limits, sessions: re
                 request,
                 body_bytes_max=limits.body_bytes_max,
                 body_seconds=limits.body_seconds,
+                spools=spools,
+                form_only=spools is not None and below in FORMS_ONLY,
             )
         rule, methods = _allowed(limits, request.method, path)
         if rule is not None:

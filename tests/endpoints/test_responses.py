@@ -155,6 +155,7 @@ def test_compacting_holds_all_that_the_model_may_write() -> None:
     offer = offer_of(CompactEndpoint(), max_output_tokens=16)
     assert (offer.request.output, offer.request.keeps) == (Output.MODEL, False)
     assert offer.ceiling.nanos > 128_000 * 10_000
+    assert isinstance(offer.body, bytes)
     sent = CompactEndpoint().upstream_body(offer.body, model=None, include_usage=True, output_tokens_cap=7)
     assert sent is offer.body
     for member in ("stream", "background"):

@@ -142,5 +142,11 @@ CASES = (
         model=MODERATION_MODEL,
     ),
 )
-ELSEWHERE: frozenset[str] = frozenset({"/responses", "/responses/compact"})
+ELSEWHERE: frozenset[str] = frozenset(
+    {
+        *("/responses", "/responses/compact"),
+        *("/images/generations", "/images/edits", "/images/variations"),
+        *("/audio/speech", "/audio/transcriptions", "/audio/translations"),
+    }
+)
 STREAMED = tuple(case for case in CASES if case.stream is not None)

@@ -12,6 +12,7 @@ from gateway.web.routes import METERED, PREFIX
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+MEDIA = "request/test_outcomes_media.py"
 BEGIN, END = "<!-- endpoints -->\n", "<!-- /endpoints -->\n"
 
 # What is served without an endpoint of the request flow.
@@ -35,6 +36,8 @@ OUTCOME_TESTS: Mapping[str, tuple[str, ...]] = {
         "request/test_open_session.py",
         "request/test_session.py",
     ),
+    **dict.fromkeys(("/images/generations", "/images/edits", "/images/variations"), (MEDIA,)),
+    **dict.fromkeys(("/audio/speech", "/audio/transcriptions", "/audio/translations"), (MEDIA,)),
     "/responses": ("request/test_responses_outcomes.py",),
     "/responses/compact": ("request/test_responses_outcomes.py",),
     "GET, DELETE /v1/responses/{id}, …/cancel, …/input_items": ("web/test_responses.py",),

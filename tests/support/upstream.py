@@ -102,10 +102,12 @@ class FakeUpstream:
         self._live.add(transport)
         try:
             async with recorded(call):
+                behaviour = self._script[0] if self._script else self.default
                 # Of other endpoints it knows nothing: what they answer is scripted.
                 if served.asked is None and (request.path == "/v1/chat/completions" or not self._script):
                     return self._refuse(served)
-                behaviour = self._script.popleft() if self._script else self.default
+                if self._script:
+                    self._script.popleft()
                 await behaviour.reply(call)
         finally:
             self._live.discard(transport)

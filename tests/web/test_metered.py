@@ -45,7 +45,9 @@ async def serving(flow: Flow, *, body_seconds: float = 5.0) -> AsyncIterator[int
 
 
 async def echo(made: Exchange) -> web.StreamResponse:
-    return await made.finish(Finish(200, CIMultiDict(), await made.read_body(), started=False))
+    body = await made.read_body()
+    assert isinstance(body, bytes)
+    return await made.finish(Finish(200, CIMultiDict(), body, started=False))
 
 
 def post(body: bytes, *headers: str) -> bytes:

@@ -3,7 +3,8 @@
 import orjson
 import pytest
 
-from gateway.web.routes import METERED
+from gateway.web.routes import FORMS_ONLY, METERED
+from tests.support.forms import CONTENT_TYPE, form_bytes
 from tests.support.gateway import MODEL
 from tests.support.rawhttp import exchange, request
 from tests.support.refusals import BODY, PATH, check_envelope, check_refused
@@ -95,7 +96,10 @@ async def test_every_metered_path_names_its_meter(shop: Shop) -> None:
     for path, endpoint in METERED.items():
         assert path.startswith("/")
         assert endpoint.name
-        reply = await exchange(shop.farebox.app.port, request("POST", f"/v1{path}", body=b"{}", key=shop.farebox.key))
+        headers = [f"Content-Type: {CONTENT_TYPE}"] if path in FORMS_ONLY else []
+        body = form_bytes(("n", "1")) if path in FORMS_ONLY else b"{}"
+        data = request("POST", f"/v1{path}", *headers, body=body, key=shop.farebox.key)
+        reply = await exchange(shop.farebox.app.port, data)
         check_envelope(reply, 400, "invalid_request", "input" if path == "/moderations" else "model")
     await shop.untouched()
 
