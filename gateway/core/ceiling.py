@@ -77,7 +77,7 @@ def ceiling(
     if cap is not None and cap > model.output_tokens_max:
         raise CapTooLarge(f"at most {model.output_tokens_max} completion tokens")
     tokens_out = model.output_tokens_max if cap is None else cap
-    extra = _within(bounds.extra, context) if bounds.extra else bounds.extra
+    extra = within_context(bounds.extra, context) if bounds.extra else bounds.extra
     rates = dearest_rates(price, tokens_in, extra=extra, outputs=bounds.outputs, terms=terms)
     nanos = ceil_nanos(rates.ceiling_picos(tokens_in, tokens_out * choices))
     if cap is not None:
@@ -93,8 +93,8 @@ def ceiling(
     return Ceiling(tokens_in, tokens_out, nanos, minimum, portion, rates, choices)
 
 
-def _within(extra: Quantities, context_tokens_max: int) -> Mapping[str, int]:
-    """No meter of input counts more tokens than the model can read."""
+def within_context(extra: Quantities, context_tokens_max: int) -> Mapping[str, int]:
+    """`extra`, where no meter of input counts more tokens than the model can read."""
     return {
         meter: min(quantity, context_tokens_max) if meter in _TOKENS_IN else quantity
         for meter, quantity in extra.items()

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gateway.core.catalogue import ONE_BP, Meter
-from gateway.core.ceiling import largest
+from gateway.core.ceiling import largest, within_context
 from gateway.core.money import round_nanos
 from gateway.core.pricing import (
     DEFAULT_TIERS,
@@ -128,7 +128,7 @@ def _without_usage(offer: Offer, hold: Hold, seen: Seen, reason: str) -> Charge:
     terms = _terms(offer, seen)
     if seen.missing_usage == "ceiling":
         request = offer.request
-        extra = request.extra_max
+        extra = within_context(request.extra_max, offer.model.context_tokens_max * request.passes)
         if request.output is Output.MODEL:
             extra = {**extra, Meter.OUTPUT: offer.model.output_tokens_max * request.choices}
         tokens_out = hold.output_tokens_max * request.choices

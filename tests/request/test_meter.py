@@ -6,6 +6,7 @@ import pytest
 
 from gateway.core.catalogue import Meter, Tier
 from gateway.request.meter import Charge, Ending, Seen, estimate, meter, void
+from tests.support.gateway import RATES
 from tests.support.offers import hold_of, offer_of, price_of, shelf_of
 
 # 78 bytes of body: 20 tokens. The hold of a call without a cap covers any estimate here.
@@ -131,3 +132,17 @@ def test_a_price_of_zero_is_reported_and_free() -> None:
 
 def test_a_void_is_nothing() -> None:
     assert void("why") == Charge(True, "none", "why", 0, 0, {})
+
+
+def test_the_ceiling_policy_charges_the_hold_whatever_bounds_what_is_stored() -> None:
+    """What is stored, and kept for twelve hours, has no bound but the model's context."""
+    rates = {**RATES, Meter.CACHE_WRITE_12H: 3_000}
+    parts = [{"type": "text", "text": "Say something."}, {"type": "file", "file": {"file_id": "file-1"}}]
+    offer = offer_of(
+        shelf_of(prices=[price_of(rates=rates)]),
+        max_tokens=50,
+        messages=[{"role": "user", "content": parts}],
+        prompt_cache_options={"ttl": "12h"},
+    )
+    charge = meter(offer, hold_of(offer), seen(Ending.COMPLETED, None, 0, missing_usage="ceiling"))
+    assert offer.ceiling.nanos >= charge.cost_nanos > offer.ceiling.nanos * 99 // 100
