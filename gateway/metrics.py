@@ -78,6 +78,9 @@ class Metrics:
         self.over_ceiling = self._counter(
             "over_ceiling", "Calls that cost more than their ceiling: a bound is wrong.", "model"
         )
+        self.unpriced_tiers = self._counter(
+            "unpriced_tiers", "Replies of a tier of service that has no price: charged as it was asked for.", "model"
+        )
         self.over_hold = self._counter(
             "over_hold", "Calls that cost more than their hold had grown to: their output was counted low.", "model"
         )

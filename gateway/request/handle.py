@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from gateway import points
 from gateway.core.money import format_nanos
 from gateway.core.multipart import Form
+from gateway.core.pricing import is_tier_priced
 from gateway.endpoints.endpoint import Endpoint
 from gateway.errors import InsufficientFunds, Overloaded, Stopping, UpstreamUnreachable
 from gateway.metrics import Metrics
@@ -220,6 +221,8 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
 
 def _metered(gateway: Gateway, offer: Offer, hold: Hold, seen: Seen) -> Charge:
     """The charge; a failure to reckon it is a bug that must not leave the hold open."""
+    if seen.service_tier and not is_tier_priced(offer.price, seen.service_tier):
+        gateway.metrics.unpriced_tiers.labels(offer.model.name).inc()
     try:
         return meter(offer, hold, seen)
     except Exception as error:

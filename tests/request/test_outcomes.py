@@ -26,6 +26,7 @@ from tests.support.behaviours import (
     failure,
 )
 from tests.support.completion import IMPOSSIBLE_USAGES, MISSING_USAGES, Usage, absent, changed, doubled, growing
+from tests.support.gateway import MODEL
 from tests.support.postgres import ScratchPostgres
 from tests.support.shop import EXACT, FORMS, PROMPT_ESTIMATE, Shop, both_forms, open_shop, visit
 from tests.support.upstream import closed_port
@@ -236,3 +237,14 @@ async def test_a_refused_connection_is_free(scratch: ScratchPostgres) -> None:
             await shop.resolved(0, "none", "upstream_refused", "refused")
             await shop.upstream.idle()
             assert shop.upstream.log[0].client_left
+
+
+async def test_a_tier_of_service_without_a_price_is_charged_as_asked_and_counted(shop: Shop) -> None:
+    counter = shop.farebox.app.metrics.unpriced_tiers.labels(MODEL)
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+    for tier, counted in (("default", 0), ("ultra", 1)):
+        before = counter.value
+        reply = {"object": "chat.completion", "choices": [], "service_tier": tier, "usage": usage}
+        await shop.call("json", Status(200, orjson.dumps(reply)))
+        await shop.resolved(EXACT, "reported", None, "completed")
+        assert counter.value - before == counted
