@@ -38,12 +38,14 @@ GAUGES: Mapping[str, Across] = {
     "farebox_invariant_failures": Across.LEAD,
     "farebox_seal_lag_seconds": Across.LEAD,
     "farebox_seal_mismatches": Across.LEAD,
+    "farebox_background_responses": Across.LEAD,
     # The one that is furthest behind. Who does not lead has no series of the services that only the lead runs.
     "farebox_upkeep_last_success_seconds": Across.MIN,
     "farebox_build_info": Across.MAX,
     # Each worker finds out for itself; one that could not reach it is worth a look.
     "farebox_upstream_up": Across.MIN,
     "farebox_upstream_in_flight_calls": Across.SUM,
+    "farebox_sessions": Across.SUM,
     "farebox_workers": Across.SUM,
     "farebox_worker_up": Across.SUM,
 }

@@ -239,12 +239,14 @@ async def test_a_refused_connection_is_free(scratch: ScratchPostgres) -> None:
             assert shop.upstream.log[0].client_left
 
 
-async def test_a_tier_of_service_without_a_price_is_charged_as_asked_and_counted(shop: Shop) -> None:
+@pytest.mark.parametrize(("tier", "counted"), [("default", 0), ("ultra", 1)])
+async def test_a_tier_of_service_without_a_price_is_charged_as_asked_and_counted(
+    shop: Shop, tier: str, counted: int
+) -> None:
     counter = shop.farebox.app.metrics.unpriced_tiers.labels(MODEL)
+    before = counter.value
     usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
-    for tier, counted in (("default", 0), ("ultra", 1)):
-        before = counter.value
-        reply = {"object": "chat.completion", "choices": [], "service_tier": tier, "usage": usage}
-        await shop.call("json", Status(200, orjson.dumps(reply)))
-        await shop.resolved(EXACT, "reported", None, "completed")
-        assert counter.value - before == counted
+    reply = {"object": "chat.completion", "choices": [], "service_tier": tier, "usage": usage}
+    await shop.call("json", Status(200, orjson.dumps(reply)))
+    await shop.resolved(EXACT, "reported", None, "completed")
+    assert counter.value - before == counted
