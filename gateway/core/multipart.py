@@ -22,7 +22,7 @@ READ_BYTES = 65_536
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _BOUNDARY_PARAMETER = re.compile(r'boundary=(?:"([^"\\]*)"|([^\s;"]+))', re.IGNORECASE)
-_NAME = re.compile(r'[^"\\%\x00-\x1f\x7f]+')
+_NAME = re.compile(r'[^"\\%;\x00-\x1f\x7f]+')
 # `form-data`, then parameters, each a token and a quoted string, as every browser and SDK writes them.
 _DISPOSITION = re.compile(r'form-data((?:; *[a-z*]+=(?:"(?:[^"\\]|\\.)*"|[^\s";]+))*) *;?', re.IGNORECASE)
 _PARAMETER = re.compile(r'; *([a-z*]+)=("(?:[^"\\]|\\.)*"|[^\s";]+)', re.IGNORECASE)
@@ -165,7 +165,7 @@ class FormScanner:
             case _At.HEAD:
                 return self._begin_part(data, start)
             case _At.CONTENT:
-                end = data.find(self._delimiter, start)
+                end = self._end_of_content(data, start)
                 if end < 0:
                     return -1
                 self._content(data, start, end)
@@ -179,6 +179,19 @@ class FormScanner:
                 if data[start:] == b"\r\n":
                     return len(data)
                 return -1
+
+    def _end_of_content(self, data: bytes, start: int) -> int:
+        """Where the next delimiter begins, or -1."""
+        dashes = self._delimiter[2:]
+        at = data.find(dashes, start)
+        while at >= 0:
+            if data.endswith(b"\r\n", start, at):
+                return at - 2
+            # Some parsers take a line end of one byte for a delimiter's.
+            if data.endswith((b"\r", b"\n"), start, at):
+                raise MalformedForm("a boundary must stand on a line of its own")
+            at = data.find(dashes, at + 1)
+        return -1
 
     def _first(self, data: bytes, start: int) -> int:
         if len(data) - start < len(self._delimiter):
@@ -211,11 +224,16 @@ class FormScanner:
         if end < 0 or end - start > HEAD_BYTES_MAX:
             raise MalformedForm(f"the head of a part is larger than {HEAD_BYTES_MAX} bytes")
         content = end + 4
+        dashes = self._delimiter[2:]
+        if len(data) - content < len(dashes):
+            return -1
+        # Some parsers end a part right there (Go's does), others take it for content.
+        if data.startswith(dashes, content):
+            raise MalformedForm("a part has no body, not even an empty one")
         self._head = _read_head(data[start:end], self._position + content)
         self._value = bytearray() if self._head.filename is None else None
         self._size_bytes = 0
         self._at = _At.CONTENT
-        # The delimiter of an empty part begins with the line end that closes its head.
         return content
 
     def _content(self, data: bytes, start: int, end: int) -> None:

@@ -1,14 +1,8 @@
 """The official Node SDK against the whole gateway. tests/clients/node/client.mjs plays the customer."""
 
-import asyncio
-import hashlib
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,68 +13,22 @@ from gateway.core.money import format_nanos
 from tests.support.behaviours import Completion, failure
 from tests.support.call import Gate, Served
 from tests.support.gateway import FREE_MODEL, MODEL, make_wallet
+from tests.support.node import HERE, NodeClient, node
 from tests.support.shop import CREDIT_NANOS, Shop, settled
-from tests.support.tools import tool
 
+__all__ = ["node"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-HERE = Path(__file__).parent / "node"
-INSTALLED = Path(__file__).parents[2] / ".artifacts" / "node"
-INSTALL_SECONDS_MAX = 180
-RUN_SECONDS_MAX = 60
-HOW = "Debian and Ubuntu have it in their packages nodejs and npm; version 20 or newer"
 SOON = {"retry_after_ms": "1"}
-
 Run = Callable[..., Awaitable[dict[str, Any]]]
 
 
-@pytest.fixture(scope="session")
-def client_script() -> Path:
-    """The client beside its node_modules, installed once per lock file, outside of the tree."""
-    npm, _ = tool("npm", HOW), tool("node", HOW)
-    lock = (HERE / "package-lock.json").read_bytes()
-    stamp = INSTALLED / "installed"
-    wanted = hashlib.sha256(lock).hexdigest()
-    INSTALLED.mkdir(parents=True, exist_ok=True)
-    if not stamp.exists() or stamp.read_text() != wanted:
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, INSTALLED / name)
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(INSTALLED)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX, check=False)
-        assert done.returncode == 0, f"npm ci failed: {done.stderr}"
-        stamp.write_text(wanted)
-    # A module is looked up from where the importing file lies.
-    return Path(shutil.copy(HERE / "client.mjs", INSTALLED / "client.mjs"))
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def run(client_script: Path, shop: Shop) -> Run:
+async def run(node: NodeClient, shop: Shop) -> Run:
     """Run scenarios with this test's key, or another; what the client printed, by scenario."""
 
     async def play(*scenarios: str, key: str | None = None) -> dict[str, Any]:
-        environment = {
-            **os.environ,
-            "BASE_URL": shop.farebox.base_url,
-            "API_KEY": key or shop.farebox.key,
-            "MODEL": MODEL,
-        }
-        process = await asyncio.create_subprocess_exec(
-            *(tool("node", HOW), str(client_script), *scenarios),
-            env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(RUN_SECONDS_MAX):
-                output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, errors.decode()
-        lines = [orjson.loads(line) for line in output.splitlines()]
-        assert [line["scenario"] for line in lines] == list(scenarios)
-        return {line["scenario"]: line.get("ok", line.get("error")) for line in lines}
+        return await node.play(*scenarios, base_url=shop.farebox.base_url, key=key or shop.farebox.key, MODEL=MODEL)
 
     return play
 

@@ -160,6 +160,9 @@ def test_a_filename_may_be_encoded() -> None:
         form_bytes(*[("x", "y")] * (PARTS_MAX + 1)),
         form_bytes(*[(f"x{number}", "y" * FIELD_BYTES_MAX) for number in range(5)]),
         one_part(HEAD).replace(BOUNDARY.encode() + b"\r\nC", BOUNDARY.encode() + b" \r\nC"),
+        one_part(HEAD, b"--" + BOUNDARY.encode() + b"\r\n" + HEAD + b"\r\n\r\nother"),
+        one_part(HEAD, b"m\n--" + BOUNDARY.encode() + b"\r\n" + HEAD + b"\r\n\r\nother"),
+        one_part(HEAD, b"m\r--" + BOUNDARY.encode() + b"--"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(body: bytes) -> None:

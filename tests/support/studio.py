@@ -34,6 +34,8 @@ PRICES: Mapping[str, Rates] = {
     "by-tokens": {Meter.AUDIO_INPUT: 6 * NANO, Meter.INPUT: 2 * NANO, Meter.OUTPUT: 10 * NANO},
     # 15 nanos a character.
     "by-character": {Meter.CHARACTERS: 15 * NANO},
+    # 7 nanos a request, whatever is in it.
+    "by-request": {Meter.REQUESTS: 7 * NANO},
     # 1 nano a token of text, 12 of sound.
     "by-sound": {Meter.INPUT: NANO, Meter.AUDIO_OUTPUT: 12 * NANO},
     # By quality and size; 170 where there is no such rate.

@@ -3,6 +3,9 @@
 
 import OpenAI from "openai";
 
+import { sessions } from "./sessions.mjs";
+import { surface } from "./surface.mjs";
+
 const { BASE_URL, API_KEY, MODEL } = process.env;
 const TIMEOUT_MS = 20_000;
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: API_KEY, timeout: TIMEOUT_MS });
@@ -118,7 +121,7 @@ function failure(error) {
 for (const scenario of process.argv.slice(2)) {
   let line;
   try {
-    line = { scenario, ok: await scenarios[scenario]() };
+    line = { scenario, ok: await { ...surface, ...sessions, ...scenarios }[scenario](client) };
   } catch (error) {
     line = { scenario, error: failure(error) };
   }

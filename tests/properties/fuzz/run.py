@@ -21,6 +21,8 @@ CRUMBS = (
     b"data: ", b"data", b"event: ", b"\n\n", b"\r\n\r\n", b"\r", b"\xef\xbb\xbf", b'"usage":', b'"x_groq":', b"null",
     b'{"prompt_tokens":1}', b'"choices":[]', b"[DONE]", b'"error":', b"\\", b'\\"', b"\\u0022", b"\\ud800", b'{"a":[',
     b'"model":"x"', b'"n":1', b'"messages":[', b'"stream":true', b'"max_tokens":1', b'"content":"', b'"tools":[', b"]}",
+    b"\r\n--b0\r\n", b"--b0--", b'Content-Disposition: form-data; name="a"\r\n\r\n', b'; filename="a"', b"OggS\0",
+    b"moov", b"RIFF", b"WAVEfmt ", b"\x1a\x45\xdf\xa3", b"\xff\xfb\x94\x00", b"\xff\xff\xff\xff",
 )  # fmt: skip
 # Less than 256 bytes, so that a cut falls between any two of them.
 SHORT = (
@@ -60,6 +62,7 @@ def _held(name: str, seconds: float, target: Callable[[bytes], None]) -> bool:
 
 def seed_inputs() -> list[bytes]:
     """Recorded replies and plain requests, some with cuts before them."""
+    from tests.properties.fuzz.media_targets import MEDIA_SEEDS
     from tests.properties.fuzz.targets import REQUESTS
 
     recorded = [path.read_bytes() for path in sorted(RECORDINGS.iterdir()) if path.suffix in (".sse", ".json")]
@@ -69,7 +72,7 @@ def seed_inputs() -> list[bytes]:
     backwards = [b"\n\n".join(reversed(parts)) + b"\n\n" for parts in events]
     cut = [b"\x03\x20\x80\xf0" + data for data in (*tails, *REQUESTS, *backwards)]
     whole = [b"\x00" + data for data in (*recorded, *backwards, b"{}", b"{ }", b"[]", b"")]
-    return [*REQUESTS, *cut, *whole, *(bytes((1, at)) + SHORT for at in range(256))]
+    return [*REQUESTS, *MEDIA_SEEDS, *cut, *whole, *(bytes((1, at)) + SHORT for at in range(256))]
 
 
 def _guided(name: str, seconds: float) -> None:

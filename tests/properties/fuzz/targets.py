@@ -1,14 +1,13 @@
 """What must hold whatever bytes arrive. A target takes any bytes and raises AssertionError, or whatever is a bug.
 
-The first bytes of an input say where the rest is cut into reads; oracles are written anew from the specifications, and
-slow. Nothing here knows how what it tests is built.
+Where a target reads streams, the first bytes of an input say where the rest is cut into reads. Oracles are written anew
+from the specifications, and slow. Nothing here knows how what it tests is built.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 from gateway.core.json_members import MalformedJson, MemberScanner, duplicate_member, member_values, parse, with_members
@@ -19,19 +18,12 @@ from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest, StreamReader
 from gateway.endpoints.texts import texts_of
 from gateway.web.routes import METERED
+from tests.properties.fuzz import media_targets
+from tests.properties.fuzz.reads import reads_of
 
-CUTS_MAX = 7
 LIMITS = Limits(128_000, 16_384)
 STREAMING = CallRequest("m", True, 100, 25, None, 1, True)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-
-
-def reads_of(data: bytes) -> tuple[bytes, list[bytes]]:
-    """(whole, the same in reads): the first byte says how many cuts there are, and the next ones where."""
-    number = data[0] % (CUTS_MAX + 1) if data else 0
-    where, whole = data[1 : number + 1], data[number + 1 :]
-    offsets = [0, *sorted(len(whole) * at // 256 for at in where), len(whole)]
-    return whole, [whole[start:end] for start, end in pairwise(offsets)]
 
 
 # Server-sent events --------------------------------------------------------------------------------------------------
@@ -298,6 +290,9 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "usage_json": usage_json,
     "requests": requests,
     "replies": replies,
+    "form": media_targets.form,
+    "sound": media_targets.sound,
+    "frames": media_targets.frames,
 }
 REQUESTS = (
     b'{"model":"m","input":["one","two"],"prompt":"one","suffix":"two","max_tokens":5,"echo":true,"best_of":2,"stream":false}',
