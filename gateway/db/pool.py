@@ -202,7 +202,8 @@ class Database:
         finally:
             if doubts is not None:
                 doubts.close()
-            await _release(pool, pooled)
+            # The pool's own shield would leave a failure to nobody, where whoever waits is cancelled.
+            await asyncio.shield(_release(pool, pooled))
         if doubts.raised:
             raise LedgerAway("a warning: the commit may not have reached the standby")
 

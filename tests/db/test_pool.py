@@ -1,10 +1,12 @@
 """Connections: what means that the ledger is away, and what does not."""
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -12,7 +14,7 @@ import pytest
 
 from gateway.clock import new_id
 from gateway.db.pool import Database, LedgerAway, connect, is_away, is_pooled
-from gateway.tasks import spawn
+from gateway.tasks import spawn, stop
 from tests.support.ledger_proxy import ledger_proxy
 from tests.support.postgres import ScratchPostgres
 from tests.support.shop import until
@@ -267,6 +269,28 @@ async def test_what_waits_on_a_silent_server_is_let_go_when_all_is_dropped(datab
         with pytest.raises(LedgerAway):
             await waiting[1]
         await database.close()
+
+
+async def test_whoever_is_cancelled_while_giving_a_connection_back_leaves_no_failure_behind(database_url: str) -> None:
+    """As at a start that fails: the pool is dropped while connections are on their way back to it."""
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with ledger_proxy(database_url) as proxy:
+        database = Database(proxy.dsn)
+
+        async def use() -> None:
+            async with database.connection() as connection:
+                await connection.execute("SELECT 1")
+                proxy.mute()
+
+        using = spawn(use(), name="use")
+        await asyncio.sleep(0.1)
+        assert not using.done(), "the reset of its connection is not answered"
+        await stop(using)
+        await database.close()
+        await asyncio.sleep(0.05)
+        gc.collect()
+    assert not failures
 
 
 async def test_a_connection_lost_on_its_way_to_whoever_asked_is_away(
