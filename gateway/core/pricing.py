@@ -124,8 +124,10 @@ def priced_alternatives(price: Price, alternatives: Sequence[frozenset[str]]) ->
 
     Raises Unpriced where there are alternatives and the price has none of them.
     """
+    if not alternatives:
+        return []
     found = [meters for meters in alternatives if all(is_priced(price.rates, meter) for meter in meters)]
-    if alternatives and not found:
+    if not found:
         raise Unpriced(min(alternatives[0]))
     return found
 
@@ -202,7 +204,7 @@ def _dearest(rates: Rates, input_tokens_max: int, extra: Quantities, outputs: Se
     for meter in outputs:
         if meter is not Meter.OUTPUT:
             out = max(out or 0, dearest_rate(rates, meter))
-    fixed = sum(quantity * dearest_rate(rates, meter) for meter, quantity in extra.items() if quantity)
+    fixed = sum(quantity * dearest_rate(rates, meter) for meter, quantity in extra.items() if quantity) if extra else 0
     requests = rates.get(Meter.REQUESTS)
     return DearestRates(into, out, fixed + requests if requests else fixed)
 

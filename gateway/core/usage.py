@@ -76,7 +76,7 @@ def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | N
     if output > limits.output_tokens_max:
         raise InvalidUsage(f"output {output} is more than the limit, {limits.output_tokens_max}")
     used = _used(prompt - cached - cache_write, cached, cache_write, output)
-    if details_in or details_out:
+    if any(details_in.values()) or any(details_out.values()):
         _set_apart(used, details_in, details_out)
         reasoning = min(reasoning, used.get(Meter.OUTPUT, 0))
     return Reading(used, reasoning) if used else None
@@ -85,9 +85,9 @@ def read_token_usage(usage: Mapping[str, object], limits: Limits) -> Reading | N
 def _set_apart(used: dict[str, int], details_in: Mapping[str, object], details_out: Mapping[str, object]) -> None:
     """Move what was sound, images or a longer cache lifetime to meters of its own. Raises InvalidUsage."""
     for name, plain, cached_meter in _MEDIA_IN:
-        count = _count(details_in.get(name), name)
-        if not count:
+        if not details_in.get(name):
             continue
+        count = _count(details_in[name], name) or 0
         from_cache = min(_cached_part(details_in, name) or 0, count)
         _move(used, Meter.CACHED_INPUT, cached_meter, from_cache, name)
         # Where nobody says which part was cached, what is left of the cached tokens is taken to be text.
@@ -96,7 +96,8 @@ def _set_apart(used: dict[str, int], details_in: Mapping[str, object], details_o
         _move(used, Meter.INPUT, plain, uncached, name)
         _move(used, Meter.CACHED_INPUT, cached_meter, rest - uncached, name)
     for name, meter in _MEDIA_OUT:
-        _move(used, Meter.OUTPUT, meter, _count(details_out.get(name), name) or 0, name)
+        if details_out.get(name):
+            _move(used, Meter.OUTPUT, meter, _count(details_out[name], name) or 0, name)
     lifetimes = details_in.get("cache_write_tokens_details")
     if isinstance(lifetimes, dict):
         long = _count(lifetimes.get("ttl_12h_tokens"), "ttl_12h_tokens") or 0

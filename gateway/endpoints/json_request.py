@@ -179,6 +179,8 @@ def changed_body(
         changes = dict(members(body)) if members is not None else {}
         if model is not None:
             changes["model"] = model
+        if not changes:
+            return body
         changed = with_members(body, changes)
     except MalformedJson as error:
         raise unreadable(error) from None

@@ -8,6 +8,7 @@ from gateway.core.catalogue import ONE_BP, Meter, Model, Price
 from gateway.core.ceiling import Bounds, CapTooLarge, Ceiling, ceiling
 from gateway.core.multipart import Form
 from gateway.core.pricing import (
+    STANDARD,
     CostOutOfRange,
     Terms,
     Unpriced,
@@ -209,13 +210,21 @@ def _ceiling(
     if request.output is Output.MODEL:
         extra = {**extra, Meter.OUTPUT: model.output_tokens_max * request.choices}
     cap = request.output_tokens_cap if request.output is Output.CAPPED else 0
-    terms = Terms(request.service_tier, upstream_bp)
-    found: list[Ceiling] = []
-    chosen: list[frozenset[str] | None] = [*priced_alternatives(price, request.alternatives)]
-    for meters in chosen or [None]:
-        kept = extra if meters is None else without_alternatives(extra, meters, request.alternatives)
-        bounds = Bounds(request.input_tokens_max, cap, request.choices, kept, request.outputs, request.passes)
-        found.append(
-            ceiling(price, model, bounds, min_output_tokens=min_output_tokens, slice_tokens=slice_tokens, terms=terms)
+    terms = Terms(request.service_tier, upstream_bp) if request.service_tier or upstream_bp != ONE_BP else STANDARD
+    bounds = Bounds(request.input_tokens_max, cap, request.choices, extra, request.outputs, request.passes)
+    if not request.alternatives:
+        return ceiling(
+            price, model, bounds, min_output_tokens=min_output_tokens, slice_tokens=slice_tokens, terms=terms
         )
-    return found[0] if len(found) == 1 else max(found, key=lambda one: one.nanos)
+    found = [
+        ceiling(
+            price,
+            model,
+            bounds._replace(extra=without_alternatives(extra, meters, request.alternatives)),
+            min_output_tokens=min_output_tokens,
+            slice_tokens=slice_tokens,
+            terms=terms,
+        )
+        for meters in priced_alternatives(price, request.alternatives)
+    ]
+    return max(found, key=lambda one: one.nanos)

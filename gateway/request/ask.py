@@ -71,6 +71,7 @@ class _Answer(NamedTuple):
 class _Way(NamedTuple):
     target: Target
     headers: Sequence[tuple[str, str]]
+    limits: BreakerLimits
 
 
 class Asker:
@@ -113,7 +114,7 @@ class Asker:
     async def ask(self, path: str, headers: Mapping[str, str], offer: Offer, hold: Hold, call: Call) -> Asked:
         """The first reply that is worth having. Raises nothing that an upstream may cause."""
         turn = self.turn(offer.routes)
-        asked = Asked(None, None, UpstreamsBusy())
+        asked: Asked | None = None
         for position, route in enumerate(turn):
             standing = self._standing(route.upstream)
             if self._is_full(route):
@@ -137,7 +138,7 @@ class Asker:
                 standing.leave()
                 continue
             return Asked(answer.reply, route, None, standing)
-        return asked
+        return asked or Asked(None, None, UpstreamsBusy())
 
     def turn(self, routes: Sequence[Route]) -> Sequence[Route]:
         """In which order to ask them now."""
@@ -215,17 +216,19 @@ class Asker:
             standing.breaker.left()
             response.close()
             raise
-        return self._judged(response, upstream, standing)
+        return self._judged(response, upstream, standing, way.limits)
 
-    def _judged(self, response: Reply, upstream: UpstreamSettings, standing: Standing) -> _Answer:
+    def _judged(
+        self, response: Reply, upstream: UpstreamSettings, standing: Standing, limits: BreakerLimits
+    ) -> _Answer:
         status = response.status
         if 200 <= status < 300:
-            standing.breaker.answered(monotonic_seconds(), limits_of(upstream))
+            standing.breaker.answered(monotonic_seconds(), limits)
         elif status >= 400:
             self.failed(upstream, "status_429" if status == 429 else f"status_{status // 100}xx", None)
             if status < 500 and status != 429:
                 # It is there, and knows what it does not want.
-                standing.breaker.answered(monotonic_seconds(), limits_of(upstream))
+                standing.breaker.answered(monotonic_seconds(), limits)
         else:
             # A redirect would lead the client past the meter, its key in hand.
             response.close()
@@ -255,7 +258,7 @@ class Asker:
                 connect_seconds=upstream.connect_seconds,
                 method=method,
             )
-            way = self._ways[upstream.name, method, path, named] = _Way(target, headers)
+            way = self._ways[upstream.name, method, path, named] = _Way(target, headers, limits_of(upstream))
         return way
 
 

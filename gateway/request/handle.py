@@ -198,6 +198,7 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
         raise
     finally:
         gateway.watch.leave(call)
+        call.let_go()
     if points.armed:
         points.reach("relay.done")
     gateway.metrics.added_seconds.observe(max(0.0, call.asked_at_seconds - inbound.began_at_seconds))

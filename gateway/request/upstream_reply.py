@@ -101,6 +101,7 @@ class Reply:
     def release(self) -> None:
         """Let the connection be used again, if both sides have said all they had to say."""
         self._parser = None  # it refers to us
+        self._error = None  # and so does the traceback of what was raised
         protocol, transport = self._connection.protocol, self._connection.transport
         if protocol is None or transport is None:
             self._connection.close()

@@ -151,7 +151,8 @@ def guarded(route: Handler, metrics: Metrics) -> Handler:
             return await route(request)
         except Failure as failure:
             metrics.refused.labels(_step(failure), failure.code).inc()
-            return failure_response(failure)
+            # Frames that know the failure would else be kept by it until the collector comes.
+            return failure_response(failure.with_traceback(None))
         except LedgerAway:
             away = LedgerUnavailable()
             metrics.refused.labels(_step(away), away.code).inc()
