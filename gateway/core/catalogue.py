@@ -66,7 +66,8 @@ INPUT_METERS = (
     Meter.IMAGE_INPUT,
     Meter.CACHED_IMAGE_INPUT,
 )
-# A variant names what the upstream calls quality and size.
+# The meters that have variants, each named by what the upstream calls quality and size.
+VARIED_METERS = frozenset({Meter.IMAGES, Meter.CONTAINERS})
 _VARIANT = re.compile(r"(images|containers)(/[a-z0-9][a-z0-9_.-]{0,23}){1,2}")
 
 # A rate above one whole unit (10^12 picos) per token is a slip of the decimal point, not a price; other units, such

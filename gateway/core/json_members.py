@@ -40,6 +40,8 @@ def _content_pattern(depth: int) -> bytes:
 
 
 _CONTENT = re.compile(_content_pattern(5), re.DOTALL)
+# Of nested values at a time, where they are followed as they come.
+_LOOKED_AT_BYTES = 4_096
 # From here on stepping over text by its length beats matching what cannot be stepped over.
 _DEEP = 16
 
@@ -303,7 +305,7 @@ class MemberScanner:
         else:
             self._at = _At.SCALAR
             return position
-        self._keep(first)
+        self._keep(first, 0, 1)
         return position + 1
 
     def _feed_string(self, data: bytes, start: int) -> int:
@@ -322,7 +324,7 @@ class MemberScanner:
             room = NAME_BYTES_MAX + 1 - len(self._name_text)
             self._name_text += data[start : min(end, start + room)]
         else:
-            self._keep(data[start : end + closed])
+            self._keep(data, start, end + closed)
         if closed:
             self._leave_string()
             end += 1
@@ -339,12 +341,15 @@ class MemberScanner:
             self._end_value()
 
     def _feed_nested(self, data: bytes, start: int) -> int:
-        """Inside brackets, up to the next one that closes, or opens and does not close in `data`."""
+        """Inside brackets, up to the next one that closes, or opens and does not close in what is looked at."""
         end = start
         if self._depth >= _DEEP:
             end, self._depth = _skip_deep(data, start, self._depth)
-        end = _matched_end(_CONTENT, data, end)
-        if end < len(data):
+        # No further: what is cut off is matched in vain, once for each level that it is nested in.
+        limit = min(len(data), end + _LOOKED_AT_BYTES)
+        match = _CONTENT.match(data, end, limit)
+        end = match.end() if match else end
+        if end < limit:
             byte = data[end]
             end += 1
             if byte in b"]}":
@@ -353,22 +358,22 @@ class MemberScanner:
                 self._depth += 1
             else:
                 self._at = _At.NESTED_STRING
-        self._keep(data[start:end])
+        self._keep(data, start, end)
         if self._depth == 0:
             self._end_value()
         return end
 
     def _feed_scalar(self, data: bytes, start: int) -> int:
         end = _matched_end(_SCALAR, data, start)
-        self._keep(data[start:end])
+        self._keep(data, start, end)
         if end < len(data):
             self._end_value()
         return end
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes, start: int, end: int) -> None:
         if self._kept is not None:
-            if len(self._kept) + len(data) <= self._value_bytes_max:
-                self._kept += data
+            if len(self._kept) + end - start <= self._value_bytes_max:
+                self._kept += data[start:end]
             else:
                 self._kept = None
                 self.values.pop(self._name, None)

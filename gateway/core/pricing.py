@@ -1,9 +1,19 @@
 """The one place where use is multiplied by a price."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from gateway.core.catalogue import INPUT_METERS, ONE_BP, Meter, Price, Rates, general_meter, is_tool_meter
+from gateway.core.catalogue import (
+    INPUT_METERS,
+    ONE_BP,
+    VARIED_METERS,
+    Meter,
+    Price,
+    Rates,
+    general_meter,
+    is_tool_meter,
+)
 from gateway.core.money import COST_PICOS_MAX
 
 Quantities = Mapping[str, int]
@@ -136,8 +146,14 @@ def without_alternatives(
     quantities: Quantities, chosen: frozenset[str], alternatives: Iterable[frozenset[str]]
 ) -> Quantities:
     """`quantities` but for the meters that belong to another alternative than the chosen one."""
-    others = frozenset[str]().union(*alternatives) - chosen
+    others = _others(chosen, tuple(alternatives))
     return {meter: quantity for meter, quantity in quantities.items() if meter not in others}
+
+
+@lru_cache(maxsize=1_024)
+def _others(chosen: frozenset[str], alternatives: tuple[frozenset[str], ...]) -> frozenset[str]:
+    """The meters that belong to another alternative only: the same for most calls of an endpoint."""
+    return frozenset[str]().union(*alternatives) - chosen
 
 
 class DearestRates(NamedTuple):
@@ -212,10 +228,12 @@ def _dearest(rates: Rates, input_tokens_max: int, extra: Quantities, outputs: Se
 def dearest_rate(rates: Rates, meter: str) -> int:
     """The most that a unit bounded as `meter` can cost, whatever it turns out to be. Raises Unpriced."""
     candidates = [rate for name in _DEARER.get(meter, ()) if (rate := rates.get(name)) is not None]
-    variants = [rate for name, rate in rates.items() if name.startswith(f"{meter}/")]
-    if variants and meter not in rates:
-        return max(variants)
-    return max((rate_picos(rates, meter), *candidates, *variants))
+    if meter.partition("/")[0] in VARIED_METERS:
+        variants = [rate for name, rate in rates.items() if name.startswith(f"{meter}/")]
+        if variants and meter not in rates:
+            return max(variants)
+        candidates += variants
+    return max((rate_picos(rates, meter), *candidates))
 
 
 def ceiling_picos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:

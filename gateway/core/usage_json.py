@@ -12,7 +12,7 @@ _KEPT_BYTES = 16
 
 
 class LargeReply:
-    """Feed it the reply as it comes; it gives back what may be passed on, and at the end the rest."""
+    """Look at the reply as it comes. What is passed on unseen goes through `pass_on`, which keeps its end back."""
 
     def __init__(self) -> None:
         self._scanner = MemberScanner(frozenset({"id", "tool_usage", "usage"}))
@@ -20,9 +20,17 @@ class LargeReply:
         self._bytes = 0
 
     def feed(self, data: bytes) -> bytes:
-        """All but the last few bytes so far."""
+        """Look, and pass on."""
+        self.look(data)
+        return self.pass_on(data)
+
+    def look(self, data: bytes) -> None:
+        """Take the next piece."""
         self._scanner.feed(data)
         self._bytes += len(data)
+
+    def pass_on(self, data: bytes) -> bytes:
+        """All but the last few bytes so far."""
         data = self._kept + data
         self._kept = data[-_KEPT_BYTES:]
         return data[:-_KEPT_BYTES]

@@ -27,6 +27,7 @@ __all__ = [
     "ReadsLarge",
     "ReplySeen",
     "StreamReader",
+    "WholeReader",
 ]
 
 NOTHING: Quantities = MappingProxyType({})
@@ -222,13 +223,23 @@ class LargeReader(Protocol):
 
     def feed(self, data: bytes) -> bytes: ...
 
+    def look(self, data: bytes) -> None: ...
+
+    def pass_on(self, data: bytes) -> bytes: ...
+
     def finish(self) -> bytes: ...
 
     def count_output(self) -> int: ...
 
 
-@runtime_checkable
-class ReadsLarge(Protocol):
-    """An endpoint that counts the output of large replies in a way of its own."""
+class WholeReader(LargeReader, Protocol):
+    """One that can do without parsing even where the reply is held until it is whole."""
 
-    def large_reply(self) -> LargeReader: ...
+    def seen(self) -> ReplySeen | None:
+        """What was seen of it; None where it must be parsed."""
+
+
+class ReadsLarge(Protocol):
+    """An endpoint whose replies are mostly large, and looked through as they come."""
+
+    def large_reply(self) -> WholeReader: ...

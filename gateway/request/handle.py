@@ -4,7 +4,7 @@ From the moment that a hold is placed, every way out of `handle` goes through ex
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Finish:
     started: bool
     is_broken: bool = False  # the end cannot be well-formed: the connection must be dropped
     is_whole: bool = False  # with what went before, it is all of a model's reply
+    pieces: Sequence[bytes] = ()  # of a whole reply, before the body
 
 
 # Places the hold of a call, with this id if one is given, and serves it to this client.
@@ -267,7 +268,8 @@ def _finish(
         raise failure
     headers = relayed.headers
     headers.update(_own_headers(hold, charge, receipt))
-    return Finish(relayed.status, headers, relayed.rest, started=False, is_whole=relayed.is_whole)
+    is_whole, pieces = relayed.is_whole, relayed.pieces
+    return Finish(relayed.status, headers, relayed.rest, started=False, is_whole=is_whole, pieces=pieces)
 
 
 def _handed_over(offer: Offer, relayed: Relayed) -> Finish:

@@ -339,7 +339,8 @@ class _Copy:
         """All of the reply, if it is one that may be kept."""
         if not finish.is_whole or finish.is_broken:
             return None
-        self._add(finish.body)
+        for piece in (*finish.pieces, finish.body):
+            self._add(piece)
         body = None if self._is_dropped else b"".join(self._pieces)
         self._pieces.clear()
         return body

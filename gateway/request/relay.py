@@ -5,7 +5,7 @@ are kept by one watch for all calls rather than by timers of each: see gateway/r
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -18,7 +18,16 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.endpoint import LargeReader, Made, MakesResponse, ReadsLarge, StreamReader
+from gateway.endpoints.endpoint import (
+    Endpoint,
+    LargeReader,
+    Made,
+    MakesResponse,
+    ReadsLarge,
+    ReplySeen,
+    StreamReader,
+    WholeReader,
+)
 from gateway.errors import Failure, UpstreamUnusable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
@@ -49,6 +58,7 @@ class Relayed:
     status: int = 502
     headers: CIMultiDict[str] = field(default_factory=CIMultiDict)
     rest: bytes = b""
+    pieces: Sequence[bytes] = ()  # of a whole reply, before the rest
     started: bool = False
     failure: Failure | None = None
     is_whole: bool = False  # all of a model's reply was read, whether or not its client is still there
@@ -137,6 +147,7 @@ class Relay:
         settle; a larger one passes as it comes, and only its last bytes wait."""
         chunks: list[bytes] = []
         size = 0
+        looker = _looker(offer.endpoint)
         large: LargeReader | None = None
         ending = Ending.COMPLETED
         try:
@@ -147,16 +158,16 @@ class Relay:
                 if large is not None:
                     await self._pass_on(call, large.feed(data))
                     continue
+                if looker is not None:
+                    looker.look(data)
                 chunks.append(data)
                 if size > self._reply_buffer_bytes_max:
-                    endpoint = offer.endpoint
-                    large = endpoint.large_reply() if isinstance(endpoint, ReadsLarge) else LargeReply()
+                    large = looker or _late_looker(chunks)
                     call.output_tokens_estimate = large.count_output
                     await self._start(call, relayed)
-                    out = large.feed(b"".join(chunks))
                     if isinstance(large, LargeReply) and large.reply_id is not None:
                         await _note(call, relayed, Made(large.reply_id, True), route.upstream)
-                    await self._pass_on(call, out)
+                    await self._pass_on(call, large.pass_on(b"".join(chunks)))
                     chunks.clear()
         except (aiohttp.ClientError, OSError, ValueError):
             ending = self._broken(call, relayed, route)
@@ -165,31 +176,21 @@ class Relay:
             if not large.is_complete and ending is Ending.COMPLETED:
                 ending = Ending.BROKE
             seen = relayed.seen._replace(ending=ending, usage=large.usage, count_output=large.count_output)
-        else:
-            relayed.rest = b"".join(chunks)
-            if ending is Ending.COMPLETED:
-                reply = offer.endpoint.read_reply(relayed.rest)
-                await _note(call, relayed, reply.made, route.upstream)
-                is_none = not relayed.rest.removeprefix(BOM).lstrip().startswith(b"{")
-                if reply.failed or (is_none and reply.usage is None and not reply.count_output()):
-                    # An error, or no reply of a model at all, such as a proxy's page.
-                    ending = Ending.BROKE
-                seen = relayed.seen._replace(
-                    ending=ending,
-                    usage=reply.usage,
-                    count_output=reply.count_output,
-                    service_tier=reply.service_tier,
-                )
-                if ending is Ending.BROKE and "Content-Encoding" in relayed.headers:
-                    # Whatever it is, we cannot read it, and the client can: estimated from its size.
-                    count = lambda: tokens_from_bytes(size)  # noqa: E731
-                    seen = relayed.seen._replace(ending=Ending.COMPLETED, count_output=count)
+        elif ending is Ending.COMPLETED:
+            reply = None if looker is None else looker.seen()
+            if reply is not None:
+                *relayed.pieces, relayed.rest = chunks
             else:
-                # Half a JSON body is no reply: the client is told so, and pays nothing for it.
-                relayed.failure, relayed.rest = UpstreamUnusable(), b""
-                seen = relayed.seen._replace(ending=ending)
+                relayed.rest = b"".join(chunks)
+                reply = offer.endpoint.read_reply(relayed.rest)
+            await _note(call, relayed, reply.made, route.upstream)
+            seen = _seen_whole(reply, relayed)
+        else:
+            # Half a JSON body is no reply: the client is told so, and pays nothing for it.
+            relayed.failure = UpstreamUnusable()
+            seen = relayed.seen._replace(ending=ending)
         relayed.is_whole = seen.ending is Ending.COMPLETED
-        if call.is_client_gone and ending is Ending.COMPLETED:
+        if call.is_client_gone and ending is Ending.COMPLETED and seen.ending is not Ending.BROKE:
             seen = seen._replace(ending=Ending.CLIENT_GONE)
         relayed.seen = seen
 
@@ -286,6 +287,37 @@ def _end_stream(ending: Ending, rest: bytes, reader: StreamReader, call: Call, r
         usage=reader.usage,
         count_output=reader.output_tokens_estimate,
         service_tier=reader.service_tier,
+    )
+
+
+def _looker(endpoint: Endpoint) -> WholeReader | None:
+    """What looks through replies as they come, at an endpoint whose replies are mostly large."""
+    # A look at a protocol by isinstance() takes as long as several events.
+    return cast(ReadsLarge, endpoint).large_reply() if hasattr(endpoint, "large_reply") else None
+
+
+def _late_looker(chunks: Sequence[bytes]) -> LargeReply:
+    """What looks through a reply that turned out to be large: it has seen these."""
+    looker = LargeReply()
+    for data in chunks:
+        looker.look(data)
+    return looker
+
+
+def _seen_whole(reply: ReplySeen, relayed: Relayed) -> Seen:
+    """What was seen of a reply that was read to its end."""
+    is_none = not reply.usage and not relayed.pieces and not relayed.rest.removeprefix(BOM).lstrip().startswith(b"{")
+    is_broken = reply.failed or (is_none and reply.usage is None and not reply.count_output())
+    if is_broken and "Content-Encoding" in relayed.headers:
+        # Whatever it is, we cannot read it, and the client can: estimated from its size.
+        size = len(relayed.rest)
+        return relayed.seen._replace(ending=Ending.COMPLETED, count_output=lambda: tokens_from_bytes(size))
+    return relayed.seen._replace(
+        # An error, or no reply of a model at all, such as a proxy's page, is none that was completed.
+        ending=Ending.BROKE if is_broken else Ending.COMPLETED,
+        usage=reply.usage,
+        count_output=reply.count_output,
+        service_tier=reply.service_tier,
     )
 
 

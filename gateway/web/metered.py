@@ -178,8 +178,9 @@ class Exchange:
         """Send what comes last."""
         if not finish.started:
             if is_plain(self._request, finish.status):
-                return WholeReply(self._request, finish.status, finish.headers, finish.body)
-            return web.Response(status=finish.status, headers=finish.headers, body=finish.body)
+                return WholeReply(self._request, finish.status, finish.headers, finish.body, finish.pieces)
+            body = b"".join((*finish.pieces, finish.body))
+            return web.Response(status=finish.status, headers=finish.headers, body=body)
         response = self._response
         if response is None:
             # The client left before the head of the stream could be sent.

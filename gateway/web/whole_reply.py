@@ -5,6 +5,7 @@ call), so a metered JSON reply is written here. Whatever is not plain HTTP/1.1 w
 """
 
 import asyncio
+from collections.abc import Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -28,18 +29,27 @@ def is_plain(request: web.BaseRequest, status: int) -> bool:
 class WholeReply(web.StreamResponse):
     """Already sent when it is made; to the server it is a response like any other."""
 
-    def __init__(self, request: web.BaseRequest, status: int, headers: CIMultiDict[str], body: bytes) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        status: int,
+        headers: CIMultiDict[str],
+        body: bytes,
+        pieces: Sequence[bytes] = (),
+    ) -> None:
+        """`pieces` go before `body`."""
         super().__init__(status=status)
         self._stays_open = request.keep_alive
-        sent = head_bytes(status, headers, f"Content-Length: {len(body)}", stays_open=self._stays_open)
+        size = sum(map(len, pieces)) + len(body) if pieces else len(body)
+        sent = head_bytes(status, headers, f"Content-Length: {size}", stays_open=self._stays_open)
         self._protocol = request.protocol
         transport = request.transport
         if transport is None or transport.is_closing():
             return  # the client left; its reply is settled, and nothing more is owed
-        if len(body) <= _JOINED_BYTES_MAX:
-            transport.write(sent + body)
+        if size <= _JOINED_BYTES_MAX:
+            transport.write(b"".join((sent, *pieces, body)) if pieces else sent + body)
         else:
-            transport.writelines((sent, body))
+            transport.writelines((sent, *pieces, body))
 
     @property
     def keep_alive(self) -> bool | None:

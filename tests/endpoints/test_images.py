@@ -4,15 +4,18 @@ Prices (tests/support/studio.py): by the image 10 (low) or 160 (high), square, e
 images that are read, 30 for those that are made.
 """
 
+import itertools
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter
 from gateway.core.usage import InvalidUsage, Limits
 from gateway.endpoints.endpoint import InvalidRequest
-from gateway.endpoints.images import ImageEdits, ImageGenerations, ImageVariations, LargeImages
+from gateway.endpoints.images import PARSED_BYTES_MAX, ImageEdits, ImageGenerations, ImageVariations, LargeImages
 from gateway.errors import ModelNotFound
 from gateway.request.meter import Ending
 from tests.support.forms import File, form_of
@@ -222,3 +225,45 @@ def test_large_replies_are_counted_as_they_pass(piece: int) -> None:
 def test_usage_that_cannot_be(wrong: dict[str, int]) -> None:
     with pytest.raises(InvalidUsage):
         MADE.read_usage(USAGE | wrong, LIMITS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([b'"b64_json"', b'"url"', b'"', b'"b64_', b'json"', b'"ur', b"AAAA"]), max_size=12),
+    st.lists(st.integers(0, 80), max_size=6),
+)
+def test_images_are_counted_wherever_the_reads_fall(parts: list[bytes], cuts: list[int]) -> None:
+    whole = b"".join(parts)
+    ends = sorted(min(cut, len(whole)) for cut in cuts)
+    images = LargeImages()
+    for start, end in itertools.pairwise([0, *ends, len(whole)]):
+        images.look(whole[start:end])
+    assert images.count_output() == max(whole.count(b'"b64_json"'), whole.count(b'"url"'))
+
+
+def test_a_large_reply_says_the_same_whether_it_is_parsed_or_looked_through() -> None:
+    usage = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281}
+    data = [{"b64_json": "A" * PARSED_BYTES_MAX, "revised_prompt": 'a "url" and a "b64_json"'}] * 3
+    whole = orjson.dumps({"created": 1, "data": data, "usage": usage})
+    images, parsed = LargeImages(), MADE.read_reply(whole)
+    for start in range(0, len(whole), 50_000):
+        images.look(whole[start : start + 50_000])
+    seen = images.seen()
+    assert seen is not None
+    assert (seen.usage, seen.count_output(), seen.failed) == (parsed.usage, parsed.count_output(), parsed.failed)
+    assert (seen.usage, seen.count_output()) == (usage, 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"data":[{"b64_json":"AAAA"}]}',
+        b'{"error":{"message":"%b"}}' % (b"x" * PARSED_BYTES_MAX),
+        b'{"data":[{"b64_json":"%b"}]' % (b"A" * PARSED_BYTES_MAX),
+        b"<html>%b</html>" % (b"x" * PARSED_BYTES_MAX),
+    ],
+)
+def test_what_is_small_or_no_image_is_parsed(answer: bytes) -> None:
+    images = LargeImages()
+    images.look(answer)
+    assert images.seen() is None

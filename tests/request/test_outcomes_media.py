@@ -280,3 +280,17 @@ async def test_funds_that_do_not_cover_it(studio: Studio) -> None:
         async with shop.farebox.session.post(shop.farebox.base_url + row.path, data=data, headers=headers) as reply:
             assert (reply.status, b"insufficient_funds" in await reply.read()) == (402, True)
     assert not shop.upstream.log
+
+
+async def test_a_reply_that_is_looked_through_is_whole_and_kept_for_a_retry(studio: Studio) -> None:
+    image = orjson.dumps({"data": [{"b64_json": "A" * 700_000}], "usage": IMAGE_USAGE})
+    asked = orjson.dumps({"model": "gpt-image-1", "prompt": "A cat.", "size": "1024x1024", "quality": "low"})
+    behaviour = Media([image[at : at + 50_000] for at in range(0, len(image), 50_000)])
+    first, second = [
+        await studio.post("/images/generations", asked, behaviour, **{"Idempotency-Key": "one-cat"}) for _ in range(2)
+    ]
+    assert (first[0], second[0], first[2], second[2]) == (200, 200, image, image)
+    assert second[1]["idempotent-replayed"] == "true"
+    assert first[1]["x-farebox-cost"] == second[1]["x-farebox-cost"]
+    assert len(studio.shop.upstream.log) == 1
+    await studio.charged(10 + 272 * 30, "reported")
