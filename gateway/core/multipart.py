@@ -18,7 +18,7 @@ HEAD_BYTES_MAX = 4_096
 FIELD_BYTES_MAX = 262_144
 FIELDS_BYTES_MAX = 1_048_576
 NAME_CHARS_MAX = 200
-READ_BYTES = 65_536
+READ_BYTES = 262_144
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _BOUNDARY_PARAMETER = re.compile(r'boundary=(?:"([^"\\]*)"|([^\s;"]+))', re.IGNORECASE)
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A whole form. `read(start, size)` gives bytes of the body as it was sent, at most 64 KB at a time."""
+    """A whole form. `read(start, size)` gives bytes of the body as it was sent, at most 256 KB at a time."""
 
     parts: tuple[Part, ...]
     size_bytes: int
