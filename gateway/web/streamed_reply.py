@@ -3,6 +3,9 @@
 aiohttp's StreamResponse takes some 170 bytecodes for a chunk, and a stream is hundreds of them.
 """
 
+import asyncio
+from typing import cast
+
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
@@ -14,7 +17,8 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class StreamedReply(web.StreamResponse):
-    """Its head is on its way when it is made; to the server it is a response like any other.
+    """Its head goes out with its first piece, or by itself in the next turn of the event loop; to the server it is a
+    response like any other.
 
     Only for what `whole_reply.is_plain` allows.
     """
@@ -24,7 +28,10 @@ class StreamedReply(web.StreamResponse):
         self._stays_open = request.keep_alive
         self._protocol = request.protocol
         self._is_over = False
-        self._send(head_bytes(status, headers, "Transfer-Encoding: chunked", stays_open=self._stays_open))
+        self._head = head_bytes(status, headers, "Transfer-Encoding: chunked", stays_open=self._stays_open)
+        self._open_transport()  # whoever has left is not waited for
+        # What the upstream has sent with its own head is passed on in this turn: one write less for each stream.
+        asyncio.get_running_loop().call_soon(self._send_head)
 
     @property
     def keep_alive(self) -> bool | None:
@@ -56,11 +63,24 @@ class StreamedReply(web.StreamResponse):
         if self._protocol.writing_paused:
             await taken(self._protocol)
 
-    def _send(self, *pieces: bytes | bytearray | memoryview) -> None:
+    def _send_head(self) -> None:
         transport = self._protocol.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionError("the client has left")
+        if self._head and transport is not None and not transport.is_closing():
+            transport.write(self._head)
+            self._head = b""
+
+    def _send(self, *pieces: bytes | bytearray | memoryview) -> None:
+        transport = self._open_transport()
+        if self._head:
+            pieces = (self._head + pieces[0], *pieces[1:])
+            self._head = b""
         if len(pieces) == 1:
             transport.write(pieces[0])
         else:
             transport.writelines(pieces)
+
+    def _open_transport(self) -> asyncio.WriteTransport:
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionError("the client has left")
+        return cast(asyncio.WriteTransport, transport)
