@@ -19,6 +19,7 @@ FIELD_BYTES_MAX = 262_144
 FIELDS_BYTES_MAX = 1_048_576
 NAME_CHARS_MAX = 200
 READ_BYTES = 262_144
+_SMALL_BYTES = 4_096
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _BOUNDARY_PARAMETER = re.compile(r'boundary=(?:"([^"\\]*)"|([^\s;"]+))', re.IGNORECASE)
@@ -134,7 +135,9 @@ class FormScanner:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece. Raises MalformedForm."""
-        data = self._left + data
+        if self._at is _At.CONTENT and len(data) > _SMALL_BYTES:
+            self._take_left(data)
+        data = self._left + data if self._left else data
         taken = 0
         while True:
             step = self._step(data, taken)
@@ -148,6 +151,15 @@ class FormScanner:
             taken = safe
         self._position += taken
         self._left = data[taken:]
+
+    def _take_left(self, data: bytes) -> None:
+        """What was left of the last piece is content, unless a delimiter may begin in it: then it is joined to this,
+        which for the pieces of a large file would copy them all."""
+        left = self._left
+        if self._delimiter[2:] not in left + data[: len(self._delimiter)]:
+            self._content(left, 0, len(left))
+            self._position += len(left)
+            self._left = b""
 
     def finish(self) -> tuple[Part, ...]:
         """The parts, once the body has ended. Raises MalformedForm."""

@@ -112,7 +112,8 @@ class Exchange:
         spool = self._spool = Spool(self._spools)
         scanner = FormScanner(boundary)
         try:
-            while data := await content.readany():
+            while not content.at_eof():
+                data, _ = await content.readchunk()  # as it was read: several at once would be joined
                 scanner.feed(data)
                 spool.append(data)
             return Form(scanner.finish(), spool.size_bytes, spool.read)
