@@ -86,6 +86,31 @@ class Form(NamedTuple):
                 at = part.end
         yield from self.bytes_of(at, self.size_bytes)
 
+    def with_field(self, boundary: bytes, name: str, value: bytes) -> "Form":
+        """The form with this field: its value replaced where it is given, else at the front. Given twice, it stays."""
+        given = [part for part in self.parts if part.name == name and part.filename is None]
+        if len(given) > 1:
+            return self
+        if given:
+            start, end, new, at_value = given[0].start, given[0].end, value, given[0].start
+            parts = [part for part in self.parts if part is not given[0]]
+        else:
+            start = end = 0
+            head = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (boundary, name.encode())
+            new, parts, at_value = head + value + b"\r\n", list(self.parts), len(head)
+        longer = len(new) - (end - start)
+
+        def read(at: int, size: int) -> bytes:
+            if at < start:
+                return self.read(at, min(size, start - at))
+            if at < start + len(new):
+                return new[at - start :][:size]
+            return self.read(at - longer, size)
+
+        field = Part(name, None, "", at_value, len(value), value)
+        moved = (part._replace(start=part.start + longer) if part.start >= end else part for part in parts)
+        return Form((field, *moved), self.size_bytes + longer, read)
+
     def size_with(self, name: str, value: bytes) -> int:
         """How many bytes `with_value` gives."""
         replaced = [part for part in self.parts if part.name == name and part.filename is None]

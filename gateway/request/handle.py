@@ -3,6 +3,7 @@
 From the moment that a hold is placed, every way out of `handle` goes through exactly one settle or void, here.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,17 +110,11 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
     if points.armed:
         points.reach("authenticate.done")
     body = await inbound.read_body()
-    shelf = gateway.shelf()
-    offer = admit(
-        principal,
-        endpoint,
-        body,
-        shelf,
-        min_output_tokens=gateway.min_output_tokens,
-        hold_slice_tokens=gateway.hold_slice_tokens,
-        stored_context=gateway.stored_context,
-        auto_service_tier=gateway.auto_service_tier,
-    )
+    if isinstance(body, bytes):
+        offer = _admitted(gateway, principal, endpoint, body)
+    else:
+        # To walk through a file of sound can take half a second; nobody else waits for it.
+        offer = await asyncio.to_thread(_admitted, gateway, principal, endpoint, body)
     if offer.request.follows is not None or offer.request.unowned is not None:
         offer = await gateway.kept.owned.allow(principal, offer)
     if points.armed:
@@ -139,6 +134,19 @@ async def handle(gateway: Gateway, endpoint: Endpoint, path: str, inbound: Inbou
             raise
     # A decline is for ever: this is another hold, under the same idempotency key if there is one, which was released.
     return await serve_offer(gateway, principal, recounted, path, inbound, client)
+
+
+def _admitted(gateway: Gateway, principal: Principal, endpoint: Endpoint, body: bytes | Form) -> Offer:
+    return admit(
+        principal,
+        endpoint,
+        body,
+        gateway.shelf(),
+        min_output_tokens=gateway.min_output_tokens,
+        hold_slice_tokens=gateway.hold_slice_tokens,
+        stored_context=gateway.stored_context,
+        auto_service_tier=gateway.auto_service_tier,
+    )
 
 
 async def serve_offer(

@@ -10,11 +10,13 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from gateway.core.json_members import MalformedJson, with_members
+from gateway.core.multipart import Form, boundary_of
 from gateway.core.variants import is_by_deployment
 from gateway.endpoints.endpoint import Endpoint
 from gateway.endpoints.json_request import has_too_many_values
-from gateway.request.handle import Gateway, handle
-from gateway.web.metered import Exchange
+from gateway.request.handle import Gateway
+from gateway.web.metered import Exchange, serve_exchange
+from gateway.web.spool import Spools
 
 PREFIX = "/openai"
 _DEPLOYMENTS = PREFIX + "/deployments/"
@@ -42,9 +44,12 @@ class DeploymentExchange(Exchange):
 
     model = ""
 
-    async def read_body(self) -> bytes:
+    async def read_body(self) -> bytes | Form:
         body = await super().read_body()
-        assert isinstance(body, bytes), "a path by deployment takes no forms"
+        if not isinstance(body, bytes):
+            boundary = boundary_of(self.headers.get("Content-Type", ""))
+            assert boundary is not None, "it was read by it"
+            return body.with_field(boundary, "model", self.model.encode("utf-8", "replace"))
         try:
             return body if has_too_many_values(body) else with_members(body, {"model": self.model})
         except MalformedJson:
@@ -58,14 +63,13 @@ async def serve(
     *,
     body_bytes_max: int,
     body_seconds: float,
+    spools: Spools | None,
+    form_only: bool,
 ) -> web.StreamResponse:
     """Serve one metered call. Raises Failure."""
     model, path, endpoint = deployment
-    exchange = DeploymentExchange(request, body_bytes_max=body_bytes_max, body_seconds=body_seconds)
+    exchange = DeploymentExchange(
+        request, body_bytes_max=body_bytes_max, body_seconds=body_seconds, spools=spools, form_only=form_only
+    )
     exchange.model = model
-    try:
-        finish = await handle(gateway, endpoint, path, exchange, exchange)
-    except BaseException:
-        exchange.break_off()
-        raise
-    return await exchange.finish(finish)
+    return await serve_exchange(gateway, endpoint, path, exchange)

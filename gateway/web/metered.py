@@ -229,6 +229,11 @@ async def serve(
     exchange = Exchange(
         request, body_bytes_max=body_bytes_max, body_seconds=body_seconds, spools=spools, form_only=form_only
     )
+    return await serve_exchange(gateway, endpoint, path, exchange)
+
+
+async def serve_exchange(gateway: Gateway, endpoint: Endpoint, path: str, exchange: Exchange) -> web.StreamResponse:
+    """The same, for an exchange that was made elsewhere."""
     try:
         finish = await handle(gateway, endpoint, path, exchange, exchange)
     except BaseException:

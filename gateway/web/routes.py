@@ -116,8 +116,16 @@ def api_handler(gateway: Gateway, passing: Passing, limits: Limits, sessions: re
         if deployment is None:
             raise refusal(path)
         _only("POST", request)
+        below = deployment[1]
+        takes_forms = PREFIX + below in readers
         return await azure.serve(
-            gateway, deployment, request, body_bytes_max=limits.body_bytes_max, body_seconds=limits.body_seconds
+            gateway,
+            deployment,
+            request,
+            body_bytes_max=limits.body_bytes_max,
+            body_seconds=limits.body_seconds,
+            spools=limits.spools if takes_forms else None,
+            form_only=takes_forms and below in FORMS_ONLY,
         )
 
     return guarded(route, metrics)

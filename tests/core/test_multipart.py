@@ -209,3 +209,25 @@ def test_the_digest_is_of_what_is_said() -> None:
     assert form.digest() == same.digest()
     assert form.digest() != form_of(form_bytes(AUDIO, ("model", "n"))).digest()
     assert form.digest() != form_of(form_bytes(AUDIO._replace(content=b"x"), ("model", "m"))).digest()
+
+
+@pytest.mark.parametrize("value", [b"", b"model", b"whisper-1", b"m" * 300])
+@pytest.mark.parametrize("already", [[], [("model", "other")], [("model", "")]])
+def test_a_field_is_set_where_it_stands_or_in_front(already: list[tuple[str, str]], value: bytes) -> None:
+    before = form_of(form_bytes(("language", "en"), *already, File("file", b"RIFF" * 50), ("prompt", "Hi")))
+    after = before.with_field(BOUNDARY.encode(), "model", value)
+    whole = b"".join(after.bytes_of(0, after.size_bytes))
+    assert len(whole) == after.size_bytes
+    assert set(after.parts) == set(scan(whole)), "what it says of itself is what stands there"
+    assert {part.name: whole[part.start : part.end] for part in after.parts} == {
+        "model": value, "language": b"en", "file": b"RIFF" * 50, "prompt": b"Hi"
+    }  # fmt: skip
+    for at in range(after.size_bytes):
+        assert whole.startswith(after.read(at, 7), at)
+        assert after.read(at, 7)
+    assert b"".join(after.with_value("model", b"again")).count(b"again") == 1
+
+
+def test_a_field_that_is_given_twice_is_for_others_to_refuse() -> None:
+    form = form_of(form_bytes(("model", "one"), ("model", "two")))
+    assert form.with_field(BOUNDARY.encode(), "model", b"three") is form

@@ -2,11 +2,13 @@
 
 import base64
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
 
+from tests.support.forms import CONTENT_TYPE, File, form_bytes
 from tests.support.sounds import mp3, wav
 from tests.support.studio import Studio, studio, studio_all_day
 from tests.support.studio_reply import Media, events_of, json_of
@@ -133,3 +135,36 @@ async def test_refusals_are_openai_errors(studio: Studio, sdk: openai.AsyncOpenA
     with pytest.raises(openai.BadRequestError):
         await sdk.audio.speech.create(model="by-sound", voice="alloy", input="")
     await studio.shop.untouched()
+
+
+@pytest.mark.parametrize("by_client", [False, True], ids=["model", "azure_deployment"])
+async def test_the_sdk_for_azure_uploads(studio: Studio, by_client: bool) -> None:
+    farebox = studio.shop.farebox
+    studio.shop.upstream.next(json_of(text="Hi", usage={"type": "duration", "seconds": 3}))
+    options: dict[str, Any] = {"azure_deployment": "by-time"} if by_client else {}
+    async with openai.AsyncAzureOpenAI(
+        azure_endpoint=farebox.base_url.removesuffix("/v1"),
+        api_key=farebox.key,
+        api_version="2024-10-21",
+        max_retries=0,
+        **options,
+    ) as client:
+        sound = ("speech.wav", wav(3_000))
+        reply = await client.audio.transcriptions.create(model="whatever" if by_client else "by-time", file=sound)
+    assert reply.text == "Hi"
+    assert b'name="model"\r\n\r\nby-time\r\n' in studio.shop.upstream.log[0].body
+    await studio.charged(18_000, "reported")
+
+
+async def test_a_form_by_deployment_needs_no_model(studio: Studio) -> None:
+    farebox = studio.shop.farebox
+    studio.shop.upstream.next(json_of(text="Hi", usage={"type": "duration", "seconds": 3}))
+    url = farebox.base_url.removesuffix("/v1") + "/openai/deployments/by-time/audio/transcriptions"
+    data, headers = (
+        form_bytes(File("file", wav(3_000), "a.wav")),
+        {"api-key": farebox.key, "Content-Type": CONTENT_TYPE},
+    )
+    async with farebox.session.post(url, data=data, headers=headers) as reply:
+        assert (reply.status, (await reply.json())["text"]) == (200, "Hi")
+    assert b'name="model"\r\n\r\nby-time\r\n' in studio.shop.upstream.log[0].body
+    await studio.charged(18_000, "reported")
