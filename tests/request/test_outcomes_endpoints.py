@@ -45,7 +45,7 @@ from tests.support.gateway import CONTEXT, Farebox, farebox
 from tests.support.ledger_check import check_invariants
 from tests.support.ledger_proxy import ledger_proxy
 from tests.support.postgres import ScratchPostgres
-from tests.support.shop import Shop, client_noticed_gone, connected, open_shop, until, visit
+from tests.support.shop import CREDIT_NANOS, Shop, client_noticed_gone, connected, open_shop, settled, until, visit
 from tests.support.upstream import FakeUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -298,3 +298,31 @@ async def _status(request: Any) -> int:
     async with request as response:
         await response.read()
         return int(response.status)
+
+
+# The gateway dies -----------------------------------------------------------------------------------------------------
+
+
+@every_endpoint
+async def test_a_call_whose_gateway_seems_dead_is_swept_and_settled_late(shop: Shop, case: Case) -> None:
+    gate = Gate()
+    shop.upstream.next(Status(200, case.whole, gate=gate))
+    asking = spawn(whole(shop, case), name="call")
+    await gate.arrived()
+    await shop.presume_dead()
+    [swept] = await shop.farebox.usage()
+    assert (swept["endpoint"], swept["resolution"], swept["reason"]) == (case.endpoint, "expired", "swept")
+    assert swept["charged_nanos"] == 0, "nothing had been checkpointed"
+    assert (await shop.farebox.wallet())["held_nanos"] == 0
+    gate.open()
+    assert await asking == case.whole
+    await settled(shop.farebox)
+    events = await shop.farebox.usage()
+    assert sorted(event["charged_nanos"] for event in events) == [0, case.exact[0]]
+    assert (await shop.farebox.wallet())["balance_nanos"] == CREDIT_NANOS - case.exact[0]
+
+
+async def whole(shop: Shop, case: Case) -> bytes:
+    async with ask(shop.farebox, case) as response:
+        body: bytes = await response.read()
+        return body

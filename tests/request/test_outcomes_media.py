@@ -5,6 +5,7 @@ lasts 3 s; the image is low and square, 272 tokens at most.
 """
 
 import base64
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import aiohttp
 import orjson
 import pytest
 
+from gateway.tasks import spawn
 from tests.support.call import Gate
 from tests.support.forms import CONTENT_TYPE, File, form_bytes
-from tests.support.shop import client_noticed_gone, until
+from tests.support.shop import CREDIT_NANOS, client_noticed_gone, settled, until
 from tests.support.sounds import mp3, wav
 from tests.support.studio import Studio, studio, studio_all_day
 from tests.support.studio_reply import Media, events_of, json_of
@@ -294,3 +296,19 @@ async def test_a_reply_that_is_looked_through_is_whole_and_kept_for_a_retry(stud
     assert first[1]["x-farebox-cost"] == second[1]["x-farebox-cost"]
     assert len(studio.shop.upstream.log) == 1
     await studio.charged(10 + 272 * 30, "reported")
+
+
+@rows
+async def test_a_call_whose_gateway_seems_dead_is_swept_and_settled_late(studio: Studio, name: str) -> None:
+    row, gate, farebox = ROWS[name], Gate(), studio.shop.farebox
+    asking = spawn(studio.post(row.path, row.body, dataclasses.replace(row.reported, gate=gate)), name="call")
+    await gate.arrived()
+    await studio.shop.presume_dead()
+    [swept] = await farebox.usage()
+    assert (swept["resolution"], swept["reason"], swept["charged_nanos"]) == ("expired", "swept", 0)
+    assert (await farebox.wallet())["held_nanos"] == 0
+    gate.open()
+    assert (await asking)[0] == 200
+    await settled(farebox)
+    assert sorted(event["charged_nanos"] for event in await farebox.usage()) == [0, row.exact]
+    assert (await farebox.wallet())["balance_nanos"] == CREDIT_NANOS - row.exact

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from multidict import CIMultiDictProxy
@@ -91,6 +92,16 @@ class Shop:
             assert reason is not None
             assert self.count("farebox_estimates_total", reason=reason) == 1
         return event
+
+    async def presume_dead(self) -> None:
+        """Whoever holds money of this test's wallet seems to have died an hour ago, and the sweep looks."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            renewed = "UPDATE holds SET renewed_at = now() - interval '1 hour' WHERE wallet_id = $1"
+            await connection.execute(renewed, self.farebox.wallet_id)
+        finally:
+            await connection.close()
+        await self.farebox.app.sweep.run_once()
 
     async def untouched(self) -> None:
         """Nothing was sent upstream, nothing held, nothing charged."""
