@@ -25,6 +25,8 @@ CLIENTS = 16
 CREDIT_NANOS = 10_000 * 10**9
 # What an allocator keeps to itself between rounds; a leak of 1 KB a call is more than that in the long run.
 GROWTH_BYTES_MAX = 3 * 2**20 + 100 * CALLS
+# Connections that pools open when they are first needed at once; one left by each odd call would be fifty.
+POOLED_MAX = 12
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
@@ -52,7 +54,7 @@ async def test_thousands_of_calls_leave_nothing_behind(durable: ScratchPostgres)
         before = await _at_rest(gateway, books)
         seen += await _calls(session, gateway, upstream, key, CALLS // 2)
         after = await _at_rest(gateway, books)
-        assert after["descriptors"] <= before["descriptors"] + 2
+        assert after["descriptors"] <= before["descriptors"] + POOLED_MAX
         assert after["rss_bytes"] < before["rss_bytes"] + GROWTH_BYTES_MAX
         assert await gateway.metric("farebox_crashes_total") == 0
         assert len(upstream.log) == len(seen)
