@@ -18,6 +18,7 @@ from aiohttp import WSMsgType, web
 
 from gateway.core.catalogue import Meter, Model, Rates
 from gateway.db import prices
+from gateway.db.pool import Database
 from tests.support.call import WAIT_SECONDS_MAX
 from tests.support.postgres import ScratchPostgres
 from tests.support.shop import Shop, open_shop, visit
@@ -265,17 +266,21 @@ async def talk(
         yield mine
 
 
+async def price_sessions(database: Database) -> None:
+    """The models of sessions, and their prices."""
+    await prices.save_models(database, [Model(model, CONTEXT, OUTPUT) for model in _PRICED])
+    now = datetime.now(UTC)
+    versions = [prices.PriceVersion(model, now, rates, (), "test") for model, rates in _PRICED.items()]
+    await prices.add_prices(database, versions)
+
+
 @asynccontextmanager
 async def open_realtime_shop(
     scratch: ScratchPostgres, name: str, **settings: Any
 ) -> AsyncIterator[tuple[Shop, FakeRealtime]]:
     """A gateway before a fake of realtime (and one of chat, which refuses it)."""
     async with FakeRealtime() as fake, open_shop(scratch, name, urls=[fake.base_url], **settings) as shop:
-        database = shop.farebox.app.database
-        await prices.save_models(database, [Model(model, CONTEXT, OUTPUT) for model in _PRICED])
-        now = datetime.now(UTC)
-        versions = [prices.PriceVersion(model, now, rates, (), "test") for model, rates in _PRICED.items()]
-        await prices.add_prices(database, versions)
+        await price_sessions(shop.farebox.app.database)
         await shop.farebox.app.catalogue.run_once()
         yield shop, fake
 
