@@ -210,11 +210,12 @@ class ChatStream:
             count_choices(chunk.get("choices"), self._counter)
         groq = chunk.get("x_groq")
         usage = chunk.get("usage")
-        if isinstance(tier := chunk.get("service_tier"), str):
-            self.service_tier = tier
         for candidate in (groq.get("usage") if isinstance(groq, dict) else None, usage):
             if isinstance(candidate, dict):
                 self._usage = merge_usage(self._usage, candidate)
+                # The tier beside the usage is the one it was used in; which other chunks are read depends on the reads.
+                if isinstance(tier := chunk.get("service_tier"), str):
+                    self.service_tier = tier
         return chunk.get("choices") == [] and isinstance(usage, dict) and not is_error(chunk)
 
     def _take_unparsed(self, data: bytes) -> None:

@@ -277,3 +277,15 @@ def test_a_chunk_that_only_lenient_parsers_read_counts() -> None:
     assert stream.feed(chunk) == chunk
     assert stream.usage == {"prompt_tokens": 3, "completion_tokens": 9}
     assert stream.output_seen
+
+
+@pytest.mark.parametrize("cut", [0, 60, 400])
+def test_the_tier_is_the_one_beside_the_usage(cut: int) -> None:
+    """Whichever other chunks are read: that depends on where the reads fall."""
+    said = b'data: {"choices":[{"delta":{"content":"the usage"}}],"service_tier":"flex"}\n\n'
+    used = b'data: {"choices":[],"service_tier":"priority","usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    late = b'data: {"choices":[],"service_tier":"auto","usage":null,"error":null,"x":"usage"}\n\n'
+    whole = said + used + late
+    reader = ChatStream(remove_usage=False)
+    out = reader.feed(whole[:cut]) + reader.feed(whole[cut:]) + reader.finish()
+    assert (out, reader.service_tier) == (whole, "priority")
