@@ -5,6 +5,7 @@ Numbers from outside are data: each is checked before it may cost anything. A re
 """
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import NamedTuple
 
 from gateway.core.catalogue import Meter
@@ -134,6 +135,18 @@ def _used(uncached: int, cached: int, cache_write: int, output: int) -> dict[str
     if output:
         used[Meter.OUTPUT] = output
     return used
+
+
+def read_milliseconds(seconds: object, seconds_max: int) -> int:
+    """A reported duration in seconds, a number or a decimal string of one, as milliseconds. Raises InvalidUsage."""
+    try:
+        known = isinstance(seconds, int | float | str) and not isinstance(seconds, bool)
+        exact = Decimal(str(seconds)) if known else None
+    except InvalidOperation:
+        exact = None
+    if exact is None or not exact.is_finite() or not 0 <= exact <= seconds_max:
+        raise InvalidUsage(f"seconds {str(seconds)[:40]!r} are no length of time")
+    return int((exact * 1_000).to_integral_value(ROUND_HALF_EVEN))
 
 
 def says_nothing(usage: Mapping[str, object]) -> bool:

@@ -6,7 +6,6 @@ that is not known (a stored prompt, a remote tool), or is more, the model's cont
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
 import orjson
@@ -15,7 +14,7 @@ from gateway.core.catalogue import Meter, Model, Price
 from gateway.core.estimate import tokens_from_bytes
 from gateway.core.json_members import parse
 from gateway.core.pricing import Quantities, dearest_rate, is_priced
-from gateway.core.usage import InvalidUsage, Limits, Reading, read_token_usage
+from gateway.core.usage import InvalidUsage, Limits, Reading, read_milliseconds, read_token_usage
 from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen, StreamReader
 from gateway.endpoints.realtime_frames import FromClient, SessionSettings
 
@@ -110,9 +109,7 @@ class TranscriptionEndpoint(_Frames):
         seconds = usage.get("seconds")
         if seconds is None:
             return read_token_usage(usage, limits)
-        if type(seconds) not in (int, float) or not 0 <= seconds <= 10**9:  # type: ignore[operator]
-            raise InvalidUsage(f"seconds {str(seconds)[:40]!r} is not a duration")
-        milliseconds = int((Decimal(repr(seconds)) * 1_000).to_integral_value(ROUND_CEILING))
+        milliseconds = read_milliseconds(seconds, 10**9)
         if milliseconds > self._milliseconds_max:
             raise InvalidUsage(f"{milliseconds} ms is more than was sent, {self._milliseconds_max} ms")
         return Reading({Meter.AUDIO_MILLISECONDS: milliseconds}) if milliseconds else None

@@ -5,7 +5,6 @@ file (gateway/core/audio_length.py); the upstream's usage, where it gives any, s
 """
 
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 
 import orjson
 
@@ -16,7 +15,7 @@ from gateway.core.estimate import OutputCounter, tokens_from_bytes, utf8_bytes
 from gateway.core.json_members import parse
 from gateway.core.multipart import Form, Part
 from gateway.core.sse import BOM, EVENT_STREAM
-from gateway.core.usage import InvalidUsage, Limits, Reading, read_token_usage, says_nothing
+from gateway.core.usage import Limits, Reading, read_milliseconds, read_token_usage, says_nothing
 from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.form_request import FormNames, form_flag, read_form_parts
 from gateway.endpoints.json_request import MODEL_CHARS_MAX
@@ -173,11 +172,5 @@ def _voice_ms(part: Part) -> int:
 
 def _read_seconds(value: object) -> Reading | None:
     """None for no time at all, which says nothing of a file that lasts. Raises InvalidUsage."""
-    try:
-        seconds = Decimal(str(value)) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-    except InvalidOperation:
-        seconds = None
-    if seconds is None or not seconds.is_finite() or not 0 <= seconds <= SECONDS_MAX:
-        raise InvalidUsage(f"seconds {str(value)[:40]!r} are no length of time")
-    milliseconds = int((seconds * 1_000).to_integral_value(rounding="ROUND_HALF_EVEN"))
+    milliseconds = read_milliseconds(value, SECONDS_MAX)
     return Reading({Meter.AUDIO_MILLISECONDS: milliseconds}) if milliseconds else None
