@@ -37,9 +37,15 @@ def finish(process: "subprocess.Popen[bytes]") -> None:
     process.communicate()
 
 
-def test_a_command_line_is_that_of_a_live_process_only() -> None:
+def sleeper() -> "subprocess.Popen[bytes]":
+    """A process with its words on its command line: for a moment after it was started a kernel shows none."""
     process = subprocess.Popen(["sleep", "60"])
-    assert command_line(process.pid) == "sleep 60"
+    assert wait_until(lambda: command_line(process.pid) == "sleep 60", 10)
+    return process
+
+
+def test_a_command_line_is_that_of_a_live_process_only() -> None:
+    process = sleeper()
     assert process.pid in children(os.getpid())
     process.kill()
     # Nobody has waited for it yet: a zombie.
@@ -51,7 +57,7 @@ def test_a_command_line_is_that_of_a_live_process_only() -> None:
 
 @pytest.mark.skipif(not PROC or not Path("/bin/ps").exists(), reason="there are not both /proc and ps to compare")
 def test_ps_and_proc_agree() -> None:
-    process = subprocess.Popen(["sleep", "60"])
+    process = sleeper()
     assert command_line_by_ps(process.pid) == command_line(process.pid) == "sleep 60"
     assert process.pid in children_by_ps(os.getpid())
     assert children_by_ps(1) == children(1)
