@@ -16,7 +16,7 @@ from gateway.endpoints.chat_content import read_messages
 from gateway.endpoints.chat_extras import searching, with_extras
 from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
     cap_members,
@@ -130,24 +130,14 @@ class ChatEndpoint:
         )
         return call if content.is_text and _RARE.isdisjoint(request) else with_extras(call, request, content)
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,
-        output_tokens_cap: int | None,
-        cap_member: str = "max_completion_tokens",
-    ) -> bytes:
-        """`body` with only those members set that must change; `body` itself if none must. Raises InvalidRequest."""
-
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
         def members(body: bytes) -> dict[str, object]:
-            changes = usage_member(body) if include_usage else {}
-            if output_tokens_cap is not None:
-                changes |= cap_members(body, _CAPS, cap_member, "max_completion_tokens", output_tokens_cap)
-            return changes
+            wanted = usage_member(body) if changes.include_usage else {}
+            if (cap := changes.output_tokens_cap) is not None:
+                wanted |= cap_members(body, _CAPS, changes.cap_member, "max_completion_tokens", cap)
+            return wanted
 
-        return changed_body(body, model=model, members=members)
+        return changed_body(body, model=changes.model, members=members)
 
     def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
         if content_type.startswith(EVENT_STREAM):

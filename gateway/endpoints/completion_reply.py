@@ -7,7 +7,8 @@ from gateway.core.json_members import parse
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import ChatStream, count_choices, is_error
-from gateway.endpoints.endpoint import ReplySeen
+from gateway.endpoints.endpoint import NOTHING_SEEN, ReplySeen
+from gateway.endpoints.json_reply import usage_in
 
 
 def read_completion(body: bytes) -> ReplySeen:
@@ -18,13 +19,12 @@ def read_completion(body: bytes) -> ReplySeen:
     except orjson.JSONDecodeError:
         return _unparsed(body)
     if not isinstance(reply, dict):
-        return ReplySeen(None, int, False)
-    usage = reply.get("usage")
+        return NOTHING_SEEN
     failed = is_error(reply)
     choices = None if failed else reply.get("choices")
     tier = reply.get("service_tier")
     return ReplySeen(
-        usage if isinstance(usage, dict) else None,
+        usage_in(reply),
         lambda: _output_tokens(choices),
         failed,
         tier if isinstance(tier, str) else "",

@@ -15,7 +15,7 @@ from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
     Names,
     cap_members,
@@ -108,24 +108,16 @@ class CompletionsEndpoint:
             echo_tokens=echoed * candidates,
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,
-        output_tokens_cap: int | None,
-        cap_member: str = _CAP,  # noqa: ARG002 - every upstream reads the same one here
-    ) -> bytes:
-        """As an Endpoint's."""
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        """The cap has one name here, which every upstream reads."""
 
         def members(body: bytes) -> dict[str, object]:
-            changes = usage_member(body) if include_usage else {}
-            if output_tokens_cap is not None:
-                changes |= cap_members(body, frozenset({_CAP}), _CAP, _CAP, output_tokens_cap)
-            return changes
+            wanted = usage_member(body) if changes.include_usage else {}
+            if (cap := changes.output_tokens_cap) is not None:
+                wanted |= cap_members(body, frozenset({_CAP}), _CAP, _CAP, cap)
+            return wanted
 
-        return changed_body(body, model=model, members=members)
+        return changed_body(body, model=changes.model, members=members)
 
     def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
         if not content_type.startswith(EVENT_STREAM):

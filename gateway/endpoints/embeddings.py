@@ -13,7 +13,17 @@ from gateway.core.sse import BOM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import is_error
-from gateway.endpoints.endpoint import NOTHING, CallRequest, Described, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import (
+    NOTHING,
+    NOTHING_SEEN,
+    CallRequest,
+    Changes,
+    Described,
+    InvalidRequest,
+    Output,
+    ReplySeen,
+)
+from gateway.endpoints.json_reply import usage_in
 from gateway.endpoints.json_request import (
     Names,
     changed_body,
@@ -76,19 +86,10 @@ class EmbeddingsEndpoint:
             service_tier=read_tier(request),
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002 - there are no streams
-        output_tokens_cap: int | None,  # noqa: ARG002 - nor is there output
-        cap_member: str = "",  # noqa: ARG002
-    ) -> bytes:
-        """As an Endpoint's."""
-        return changed_body(body, model=model)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        return changed_body(body, model=changes.model)
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> None:  # noqa: ARG002 - there are no streams
+    def reply_reader(self, _content_type: str, _request: CallRequest) -> None:
         return None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:
@@ -105,10 +106,9 @@ class EmbeddingsEndpoint:
             scanned.feed(body.removeprefix(BOM))
             return ReplySeen(scanned.usage, lambda: 1 if scanned.is_complete else 0, False)
         if not isinstance(reply, dict):
-            return ReplySeen(None, int, False)
-        found = reply.get("usage")
+            return NOTHING_SEEN
         count = 1 if reply.get("data") else 0
-        return ReplySeen(found if isinstance(found, dict) else None, lambda: count, is_error(reply))
+        return ReplySeen(usage_in(reply), lambda: count, is_error(reply))
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         """Usage without an output count has none."""

@@ -15,6 +15,7 @@ from gateway.core.usage import Limits, Reading
 
 __all__ = [
     "CallRequest",
+    "Changes",
     "Described",
     "Endpoint",
     "InvalidRequest",
@@ -70,12 +71,12 @@ class CallRequest(NamedTuple):
     """
 
     model: str
-    stream: bool
-    input_tokens_max: int
-    input_tokens_estimate: int
-    output_tokens_cap: int | None
-    choices: int
-    wants_usage: bool
+    stream: bool = False
+    input_tokens_max: int = 0
+    input_tokens_estimate: int = 0
+    output_tokens_cap: int | None = None
+    choices: int = 1
+    wants_usage: bool = False
     output: Output = Output.CAPPED
     extra_max: Quantities = NOTHING
     extra_estimate: Quantities = NOTHING
@@ -93,6 +94,19 @@ class CallRequest(NamedTuple):
     keeps: bool = False
     background: bool = False
     counted: frozenset[str] = frozenset()
+
+
+class Changes(NamedTuple):
+    """What must be changed in a body before it goes upstream.
+
+    `model`: its name there. `include_usage`: ask for the usage of a stream. `output_tokens_cap`: per choice, in
+    `cap_member`, the member from which this upstream reads its cap: Ollama reads only `max_tokens`.
+    """
+
+    model: str | None = None
+    include_usage: bool = False
+    output_tokens_cap: int | None = None
+    cap_member: str = "max_completion_tokens"
 
 
 class Made(NamedTuple):
@@ -121,6 +135,9 @@ class ReplySeen(NamedTuple):
     failed: bool
     service_tier: str = ""
     made: Made | None = None
+
+
+NOTHING_SEEN = ReplySeen(None, int, failed=False)
 
 
 class StreamReader(Protocol):
@@ -168,25 +185,16 @@ class Endpoint(Protocol):
     name: str
     described: Described
 
-    def read_request(self, body: bytes) -> CallRequest:
+    def read_request(self, body: bytes, /) -> CallRequest:
         """Raises InvalidRequest."""
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,
-        output_tokens_cap: int | None,
-        cap_member: str = "max_completion_tokens",
-    ) -> bytes:
-        """The body to send: `body` itself, but for a renamed model, usage asked for, or a cap (in tokens per choice).
+    def upstream_body(self, body: bytes, changes: Changes, /) -> bytes:
+        """The body to send: with only those members set that must change, and `body` itself if none must.
 
         Raises InvalidRequest for a body that `read_request` would refuse.
-        `cap_member` is the member from which this upstream reads its cap: Ollama reads only `max_tokens`.
         """
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> StreamReader | None:
+    def reply_reader(self, content_type: str, request: CallRequest, /) -> StreamReader | None:
         """What reads a reply of this type (in lower case) that is passed on as it comes; None for one that is read
         whole where it is not too large."""
 
@@ -196,9 +204,9 @@ class Endpoint(Protocol):
         `document` is OpenAI's envelope.
         """
 
-    def read_reply(self, body: bytes) -> ReplySeen: ...
+    def read_reply(self, body: bytes, /) -> ReplySeen: ...
 
-    def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
+    def read_usage(self, usage: Mapping[str, object], limits: Limits, /) -> Reading | None:
         """Canonical usage; None where it says nothing (all zero). Raises InvalidUsage."""
 
 

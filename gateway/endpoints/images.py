@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import orjson
-
 from gateway.core.catalogue import Meter
 from gateway.core.estimate import tokens_from_bytes, utf8_bytes
 from gateway.core.image_output import (
@@ -18,13 +16,13 @@ from gateway.core.image_output import (
     PARTIAL_IMAGE_TOKENS,
     image_output_tokens_max,
 )
-from gateway.core.json_members import parse
 from gateway.core.multipart import Form
-from gateway.core.sse import BOM, EVENT_STREAM
+from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage, says_nothing
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import NOTHING_SEEN, CallRequest, Changes, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.form_request import FormNames, form_flag, form_whole, read_form_parts
+from gateway.endpoints.json_reply import parse_reply, usage_in
 from gateway.endpoints.json_request import (
     MODEL_CHARS_MAX,
     Names,
@@ -132,18 +130,10 @@ class ImageGenerations:
             raise not_metered("n")
         return _bounded(_UNBOUNDED._replace(model=asked.model, stream=asked.stream), asked, asked.model)
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002 - the protocol names it
-        output_tokens_cap: int | None,  # noqa: ARG002
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
-        return changed_body(body, model=model)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        return changed_body(body, model=changes.model)
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> MediaStream | None:  # noqa: ARG002
+    def reply_reader(self, content_type: str, _request: CallRequest) -> MediaStream | None:
         return MediaStream(ImageCounter()) if content_type.startswith(EVENT_STREAM) else None
 
     def large_reply(self) -> "LargeImages":
@@ -153,15 +143,12 @@ class ImageGenerations:
         return error_event(document)
 
     def read_reply(self, body: bytes) -> ReplySeen:
-        try:
-            reply = parse(body.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            return ReplySeen(None, int, False)
-        if not isinstance(reply, dict):
-            return ReplySeen(None, int, False)
-        usage, data = reply.get("usage"), reply.get("data")
+        reply = parse_reply(body)
+        if reply is None:
+            return NOTHING_SEEN
+        data = reply.get("data")
         count = sum(isinstance(item, dict) for item in data) if isinstance(data, list) else 0
-        return ReplySeen(usage if isinstance(usage, dict) else None, lambda: count, bool(reply.get("error")))
+        return ReplySeen(usage_in(reply), lambda: count, bool(reply.get("error")))
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         if says_nothing(usage):
@@ -282,11 +269,6 @@ def _count_name(data: bytes, name: bytes) -> int:
 
 _UNBOUNDED = CallRequest(
     model="",
-    stream=False,
-    input_tokens_max=0,
-    input_tokens_estimate=0,
-    output_tokens_cap=None,
-    choices=1,
     wants_usage=True,
     output=Output.NONE,
 )

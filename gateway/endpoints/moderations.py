@@ -10,11 +10,19 @@ from types import MappingProxyType
 import orjson
 
 from gateway.core.catalogue import Meter
-from gateway.core.json_members import parse
-from gateway.core.sse import BOM
 from gateway.core.usage import Limits, Reading
 from gateway.endpoints.chat_stream import is_error
-from gateway.endpoints.endpoint import NOTHING, CallRequest, Described, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import (
+    NOTHING,
+    NOTHING_SEEN,
+    CallRequest,
+    Changes,
+    Described,
+    InvalidRequest,
+    Output,
+    ReplySeen,
+)
+from gateway.endpoints.json_reply import parse_reply
 from gateway.endpoints.json_request import Names, changed_body, read_model, read_object
 
 DEFAULT_MODEL = "omni-moderation-latest"
@@ -52,19 +60,10 @@ class ModerationsEndpoint:
             output_units=NOTHING,
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002 - there are no streams
-        output_tokens_cap: int | None,  # noqa: ARG002 - nor is there output
-        cap_member: str = "",  # noqa: ARG002
-    ) -> bytes:
-        """As an Endpoint's."""
-        return changed_body(body, model=model)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        return changed_body(body, model=changes.model)
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> None:  # noqa: ARG002 - there are no streams
+    def reply_reader(self, _content_type: str, _request: CallRequest) -> None:
         return None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:
@@ -72,14 +71,11 @@ class ModerationsEndpoint:
 
     def read_reply(self, body: bytes) -> ReplySeen:
         """A reply with results is one request, and that is all there is to know of it."""
-        try:
-            reply = parse(body.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            return ReplySeen(None, int, False)
-        if not isinstance(reply, dict):
-            return ReplySeen(None, int, False)
+        reply = parse_reply(body)
+        if reply is None:
+            return NOTHING_SEEN
         has_results = isinstance(reply.get("results"), list)
         return ReplySeen(_ONE_REQUEST if has_results else None, lambda: int(has_results), is_error(reply))
 
-    def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:  # noqa: ARG002 - not tokens
+    def read_usage(self, _usage: Mapping[str, object], _limits: Limits) -> Reading | None:
         return Reading({Meter.REQUESTS: 1})

@@ -10,7 +10,7 @@ import orjson
 from gateway.core.catalogue import Meter
 from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading
-from gateway.endpoints.endpoint import CallRequest, Described, Output, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Changes, Described, Output, ReplySeen
 
 _ONE_REQUEST: Mapping[str, object] = {str(Meter.REQUESTS): 1}
 _NOTHING = Reading({})  # the one request is counted by its price
@@ -35,31 +35,23 @@ class PassedEndpoint:
             output=Output.NONE,
         )
 
-    def read_request(self, body: bytes) -> CallRequest:  # noqa: ARG002 - it is any body
+    def read_request(self, _body: bytes) -> CallRequest:
         return self._request
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,  # noqa: ARG002 - nothing is changed
-        include_usage: bool,  # noqa: ARG002
-        output_tokens_cap: int | None,  # noqa: ARG002
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
+    def upstream_body(self, body: bytes, _changes: Changes) -> bytes:
         return body
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> "PassedReply | None":  # noqa: ARG002
+    def reply_reader(self, content_type: str, _request: CallRequest) -> "PassedReply | None":
         """Any body passes as it comes; what has none is read whole."""
         return PassedReply(content_type.startswith(EVENT_STREAM)) if content_type else None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:
         return b"data: %s\n\n" % orjson.dumps(document)
 
-    def read_reply(self, body: bytes) -> ReplySeen:  # noqa: ARG002 - it is any body
+    def read_reply(self, _body: bytes) -> ReplySeen:
         return ReplySeen(_ONE_REQUEST, int, False)
 
-    def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:  # noqa: ARG002
+    def read_usage(self, _usage: Mapping[str, object], _limits: Limits) -> Reading | None:
         return _NOTHING
 
 

@@ -15,7 +15,16 @@ from gateway.core.estimate import tokens_from_bytes
 from gateway.core.json_members import parse
 from gateway.core.pricing import Quantities, dearest_rate, is_priced
 from gateway.core.usage import InvalidUsage, Limits, Reading, read_milliseconds, read_token_usage
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen, StreamReader
+from gateway.endpoints.endpoint import (
+    NOTHING_SEEN,
+    CallRequest,
+    Changes,
+    Described,
+    InvalidRequest,
+    Output,
+    ReplySeen,
+    StreamReader,
+)
 from gateway.endpoints.realtime_frames import FromClient, SessionSettings
 
 MODEL_CHARS_MAX = 256
@@ -40,26 +49,18 @@ _RESPONSE = frozenset[str]({Meter.INPUT, Meter.AUDIO_INPUT, Meter.OUTPUT, Meter.
 class _Frames:
     """What an endpoint of plain requests has, and a session of frames does not use."""
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,  # noqa: ARG002 - the protocol's signature
-        include_usage: bool,  # noqa: ARG002
-        output_tokens_cap: int | None,  # noqa: ARG002
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
+    def upstream_body(self, body: bytes, _changes: Changes) -> bytes:
         return body
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> StreamReader | None:  # noqa: ARG002
+    def reply_reader(self, _content_type: str, _request: CallRequest) -> StreamReader | None:
         return None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:
         """The frame that says why a session ends."""
         return orjson.dumps({"type": "error", **document})
 
-    def read_reply(self, body: bytes) -> ReplySeen:  # noqa: ARG002
-        return ReplySeen(None, int, failed=False)
+    def read_reply(self, _body: bytes) -> ReplySeen:
+        return NOTHING_SEEN
 
 
 class RealtimeEndpoint(_Frames):
@@ -81,7 +82,7 @@ class RealtimeEndpoint(_Frames):
         model = document.get("model") if isinstance(document, dict) else None
         if not isinstance(model, str) or not 0 < len(model) <= MODEL_CHARS_MAX:
             raise InvalidRequest(f"Name a model of 1 to {MODEL_CHARS_MAX} characters: ?model=…", param="model")
-        return CallRequest(model, False, 0, 0, None, 1, False)
+        return CallRequest(model)
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         """Raises InvalidUsage."""
@@ -260,12 +261,8 @@ def response_request(
         extra, text = {dearest: context}, 0
     return CallRequest(
         model=model,
-        stream=False,
         input_tokens_max=text,
-        input_tokens_estimate=0,
         output_tokens_cap=min(extent.output_tokens, of.output_tokens_max),
-        choices=1,
-        wants_usage=False,
         extra_max=extra,
         extra_estimate=estimate,
         alternatives=(_RESPONSE,),  # which modality it will be is not known: all of them must have a price
@@ -280,12 +277,6 @@ def transcription_request(model: str, sound: Sound, of: Model) -> CallRequest:
     heard: dict[str, int] = {Meter.AUDIO_INPUT: tokens, Meter.AUDIO_MILLISECONDS: sound.milliseconds}
     return CallRequest(
         model=model,
-        stream=False,
-        input_tokens_max=0,
-        input_tokens_estimate=0,
-        output_tokens_cap=None,
-        choices=1,
-        wants_usage=False,
         output=Output.NONE,
         extra_max={**heard, Meter.INPUT: sound.prompt_tokens + 64, Meter.OUTPUT: of.output_tokens_max},
         extra_estimate=heard,

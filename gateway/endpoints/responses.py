@@ -20,7 +20,16 @@ from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat import TEMPLATE_TOKENS_MAX, TOOLS_TEMPLATE_TOKENS_MAX
 from gateway.endpoints.chat_content import IMAGE_TOKENS_ESTIMATE
 from gateway.endpoints.chat_stream import is_error
-from gateway.endpoints.endpoint import NOTHING, CallRequest, Described, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import (
+    NOTHING,
+    NOTHING_SEEN,
+    CallRequest,
+    Changes,
+    Described,
+    InvalidRequest,
+    Output,
+    ReplySeen,
+)
 from gateway.endpoints.json_request import (
     Names,
     changed_body,
@@ -102,7 +111,6 @@ class ResponsesEndpoint:
             input_tokens_max=bound,
             input_tokens_estimate=estimate,
             output_tokens_cap=read_whole(request, "max_output_tokens", OUTPUT_TOKENS_CAP_MAX),
-            choices=1,
             wants_usage=True,  # it is always there
             extra_max=extra_max,
             extra_estimate=extra_estimate,
@@ -115,20 +123,13 @@ class ResponsesEndpoint:
             background=background,
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002 - a response always says it
-        output_tokens_cap: int | None,
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002 - here it has one name only
-    ) -> bytes:
-        """`body` with only those members set that must change; `body` itself if none must. Raises InvalidRequest."""
-        members: dict[str, object] = {} if output_tokens_cap is None else {"max_output_tokens": output_tokens_cap}
-        return changed_body(body, model=model, members=lambda _: members)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        """A response always says its usage, and its cap has one name only."""
+        cap = changes.output_tokens_cap
+        members: dict[str, object] = {} if cap is None else {"max_output_tokens": cap}
+        return changed_body(body, model=changes.model, members=lambda _: members)
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> ResponsesStream | None:  # noqa: ARG002
+    def reply_reader(self, content_type: str, _request: CallRequest) -> ResponsesStream | None:
         return ResponsesStream() if content_type.startswith(EVENT_STREAM) else None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:
@@ -142,7 +143,7 @@ class ResponsesEndpoint:
         except orjson.JSONDecodeError:
             return _unparsed(body.removeprefix(BOM))
         if not isinstance(reply, dict):
-            return ReplySeen(None, int, False)
+            return NOTHING_SEEN
         failed = is_error(reply) or reply.get("status") == "failed"
         tier = reply.get("service_tier")
         return ReplySeen(
@@ -179,16 +180,8 @@ class CompactEndpoint(ResponsesEndpoint):
             raise InvalidRequest("'background' is not taken here.", param="background")
         return request._replace(output=Output.MODEL, output_tokens_cap=None, keeps=False)
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002
-        output_tokens_cap: int | None,  # noqa: ARG002 - there is no member for it
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
-        return changed_body(body, model=model)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        return changed_body(body, model=changes.model)
 
 
 class InputTokensEndpoint(CompactEndpoint):

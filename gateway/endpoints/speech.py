@@ -8,15 +8,13 @@ import base64
 import binascii
 from collections.abc import Mapping
 
-import orjson
-
 from gateway.core.audio_meter import AudioMeter
 from gateway.core.catalogue import Meter
 from gateway.core.estimate import tokens_from_bytes, utf8_bytes
-from gateway.core.json_members import parse
-from gateway.core.sse import BOM, EVENT_STREAM
+from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import InvalidUsage, Limits, Reading, read_token_usage, says_nothing
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen, StreamReader
+from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, Output, ReplySeen, StreamReader
+from gateway.endpoints.json_reply import parse_reply, usage_in
 from gateway.endpoints.json_request import Names, changed_body, read_model, read_object
 from gateway.endpoints.media_stream import MediaStream, error_event
 
@@ -79,18 +77,10 @@ class SpeechEndpoint:
             counted=BY_CHARACTERS,
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,
-        include_usage: bool,  # noqa: ARG002 - the protocol names it
-        output_tokens_cap: int | None,  # noqa: ARG002
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
-        return changed_body(body, model=model)
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
+        return changed_body(body, model=changes.model)
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> StreamReader | None:  # noqa: ARG002
+    def reply_reader(self, content_type: str, _request: CallRequest) -> StreamReader | None:
         if content_type.startswith(EVENT_STREAM):
             return MediaStream(SpeechCounter())
         if content_type.startswith(("application/json", "text/")):
@@ -102,18 +92,14 @@ class SpeechEndpoint:
 
     def read_reply(self, body: bytes) -> ReplySeen:
         """JSON or a text where sound was asked for is an error, unless it has sound in it, as some servers send it."""
-        try:
-            reply = parse(body.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            return ReplySeen(None, int, False)
-        if not isinstance(reply, dict) or reply.get("error"):
+        reply = parse_reply(body)
+        if reply is None or reply.get("error"):
             return ReplySeen(None, int, True)
-        usage = reply.get("usage")
         meter = AudioMeter()
         for name in ("audio", "data"):
             _add_base64(meter, reply.get(name))
         count = _tokens(meter.milliseconds)
-        return ReplySeen(usage if isinstance(usage, dict) else None, lambda: count, not count)
+        return ReplySeen(usage_in(reply), lambda: count, not count)
 
     def read_usage(self, usage: Mapping[str, object], limits: Limits) -> Reading | None:
         if says_nothing(usage):

@@ -16,7 +16,7 @@ from gateway.core.json_members import parse
 from gateway.core.multipart import Form, Part
 from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_milliseconds, read_token_usage, says_nothing
-from gateway.endpoints.endpoint import CallRequest, Described, InvalidRequest, Output, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.form_request import FormNames, form_flag, read_form_parts
 from gateway.endpoints.json_request import MODEL_CHARS_MAX
 from gateway.endpoints.media_stream import MediaStream, error_event
@@ -47,7 +47,7 @@ class TranscriptionEndpoint:
         self.name = name
         self._names = FormNames(frozenset({"model", "stream", "service_tier"}), frozenset({"file"}))
 
-    def read_request(self, body: bytes) -> CallRequest:  # noqa: ARG002 - the protocol names it
+    def read_request(self, _body: bytes) -> CallRequest:
         raise InvalidRequest("Send a multipart form.")
 
     def read_form(self, form: Form) -> CallRequest:
@@ -92,18 +92,11 @@ class TranscriptionEndpoint:
             service_tier=fields.get("service_tier", ""),
         )
 
-    def upstream_body(
-        self,
-        body: bytes,
-        *,
-        model: str | None,  # noqa: ARG002 - a form is changed where it stands (gateway/core/multipart.py)
-        include_usage: bool,  # noqa: ARG002
-        output_tokens_cap: int | None,  # noqa: ARG002
-        cap_member: str = "max_completion_tokens",  # noqa: ARG002
-    ) -> bytes:
+    def upstream_body(self, body: bytes, _changes: Changes) -> bytes:
+        """A form is changed where it stands (gateway/core/multipart.py)."""
         return body
 
-    def reply_reader(self, content_type: str, request: CallRequest) -> MediaStream | None:  # noqa: ARG002
+    def reply_reader(self, content_type: str, _request: CallRequest) -> MediaStream | None:
         return MediaStream(TranscriptCounter()) if content_type.startswith(EVENT_STREAM) else None
 
     def error_end(self, document: Mapping[str, object]) -> bytes:

@@ -16,6 +16,7 @@ from gateway import points
 from gateway.clock import monotonic_seconds
 from gateway.core.multipart import Form
 from gateway.core.variants import is_by_deployment, url_of
+from gateway.endpoints.endpoint import Changes
 from gateway.errors import Failure, UpstreamFailed, UpstreamsBusy, UpstreamTimedOut, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer, Route
@@ -300,13 +301,13 @@ def _body(offer: Offer, hold: Hold, route: Route) -> bytes | Upload:
         return _form(offer.body, model)
     # An upstream that reads one member only would not see a cap in the other, nor stop without one.
     is_capped = hold.is_lowered or upstream.cap_member == "max_tokens"
-    return offer.endpoint.upstream_body(
-        offer.body,
-        model=model,
+    changes = Changes(
+        model,
         include_usage=request.stream and not request.wants_usage and upstream.include_usage,
         output_tokens_cap=hold.output_tokens_max if is_capped else None,
         cap_member=upstream.cap_member,
     )
+    return offer.endpoint.upstream_body(offer.body, changes)
 
 
 def _form(form: Form, model: str | None) -> Upload:

@@ -10,6 +10,7 @@ import aiohttp
 
 from gateway.db.pool import Database
 from gateway.db.responses import Owner
+from gateway.endpoints.endpoint import Changes
 from gateway.endpoints.responses import InputTokensEndpoint, ResponsesEndpoint
 from gateway.errors import Overloaded, ResponseNotFound, ResponseUnfinished, Stopping
 from gateway.metrics import Metrics
@@ -75,7 +76,7 @@ async def count_input_tokens(gateway: Gateway, passing: Passing, inbound: Inboun
     offer = await gateway.kept.owned.allow(principal, offer)
     route = offer.routes[0]
     model = route.model if route.model != offer.request.model else None
-    sent = _INPUT_TOKENS.upstream_body(body, model=model, include_usage=False, output_tokens_cap=None)
+    sent = _INPUT_TOKENS.upstream_body(body, Changes(model))
     asked = ("POST", "/responses/input_tokens", inbound.headers, sent)
     return await _passed(gateway, passing, What.INPUT_TOKENS, route.upstream, asked, client, None)
 

@@ -11,7 +11,7 @@ from gateway.endpoints.chat import (
     TOOLS_TEMPLATE_TOKENS_MAX,
     ChatEndpoint,
 )
-from gateway.endpoints.endpoint import Endpoint, InvalidRequest
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest
 from gateway.endpoints.json_request import MEMBERS_MAX
 from tests.support.recordings import LIMITS
 
@@ -227,8 +227,7 @@ def test_tools_nested_too_deep_to_be_written_are_still_bounded() -> None:
 
 
 def upstream(request_body: bytes, **changes: Any) -> bytes:
-    wanted = {"model": None, "include_usage": False, "output_tokens_cap": None} | changes
-    return ENDPOINT.upstream_body(request_body, **wanted)
+    return ENDPOINT.upstream_body(request_body, Changes(**changes))
 
 
 def test_a_body_that_needs_no_change_is_the_same_object() -> None:

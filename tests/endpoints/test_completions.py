@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway.endpoints.completions import PROMPT_TOKENS_MAX, PROMPTS_MAX, TEMPLATE_TOKENS_MAX, CompletionsEndpoint
-from gateway.endpoints.endpoint import Endpoint, InvalidRequest
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest
 from tests.support.recordings import LIMITS
 
 ENDPOINT: Endpoint = CompletionsEndpoint()
@@ -97,8 +97,7 @@ def test_what_decides_the_cost_is_checked(members: dict[str, Any], refused: tupl
     ],
 )  # fmt: skip
 def test_upstream_body(before: bytes, changes: dict[str, Any], after: bytes) -> None:
-    wanted = {"model": None, "include_usage": False, "output_tokens_cap": None} | changes
-    assert ENDPOINT.upstream_body(before, **wanted) == after
+    assert ENDPOINT.upstream_body(before, Changes(**changes)) == after
 
 
 def test_a_prompt_that_is_repeated_is_no_output() -> None:

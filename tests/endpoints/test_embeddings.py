@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.usage import Limits
 from gateway.endpoints.embeddings import INPUT_TOKENS_MAX, INPUTS_MAX, EmbeddingsEndpoint
-from gateway.endpoints.endpoint import Endpoint, InvalidRequest, Output
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest, Output
 
 ENDPOINT: Endpoint = EmbeddingsEndpoint()
 LIMITS = Limits(8_192, 8_192)
@@ -61,9 +61,9 @@ def test_what_decides_the_cost_is_checked(members: dict[str, Any], refused: tupl
 
 def test_only_the_model_is_ever_changed() -> None:
     before = b'{"model":"m", "input":"x"}'
-    wanted: dict[str, Any] = {"include_usage": True, "output_tokens_cap": 5, "cap_member": "max_tokens"}
-    assert ENDPOINT.upstream_body(before, model="n", **wanted) == b'{"model":"n", "input":"x"}'
-    assert ENDPOINT.upstream_body(before, model=None, **wanted) is before
+    wanted = Changes(include_usage=True, output_tokens_cap=5, cap_member="max_tokens")
+    assert ENDPOINT.upstream_body(before, wanted._replace(model="n")) == b'{"model":"n", "input":"x"}'
+    assert ENDPOINT.upstream_body(before, wanted) is before
 
 
 def reply(vectors: object, **members: object) -> bytes:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway.core.catalogue import Meter, Rates
-from gateway.endpoints.endpoint import Endpoint, InvalidRequest
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest
 from gateway.endpoints.moderations import DEFAULT_MODEL, ModerationsEndpoint
 from gateway.errors import ModelNotFound
 from gateway.request.admit import Offer, admit
@@ -59,9 +59,8 @@ def test_a_model_priced_by_tokens_only_is_refused() -> None:
 
 def test_the_body_names_another_model_only_where_it_must() -> None:
     before = body()
-    unchanged: dict[str, Any] = {"include_usage": False, "output_tokens_cap": None}
-    assert ENDPOINT.upstream_body(before, model=None, **unchanged) is before
-    assert orjson.loads(ENDPOINT.upstream_body(before, model="n", **unchanged))["model"] == "n"
+    assert ENDPOINT.upstream_body(before, Changes()) is before
+    assert orjson.loads(ENDPOINT.upstream_body(before, Changes("n")))["model"] == "n"
 
 
 @pytest.mark.parametrize("reply", [b"", b"<html>", b"[]", b"{}", b'{"results":5}'])

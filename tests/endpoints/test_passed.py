@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.core.catalogue import Meter
-from gateway.endpoints.endpoint import Endpoint, Limits, Output
+from gateway.endpoints.endpoint import Changes, Endpoint, Limits, Output
 from gateway.endpoints.passed import PassedEndpoint, PassedReply
 
 ENDPOINT = PassedEndpoint("m")
@@ -14,8 +14,7 @@ def test_any_body_is_one_request_of_the_rules_model() -> None:
     for body in (b"", b"\x00\xff", b'{"model":"other","n":5}'):
         request = endpoint.read_request(body)
         assert (request.model, request.input_tokens_max, request.output) == ("m", 0, Output.NONE)
-        changed = endpoint.upstream_body(body, model="x", include_usage=True, output_tokens_cap=1, cap_member="n")
-        assert changed is body
+        assert endpoint.upstream_body(body, Changes("x", True, 1, "n")) is body
 
 
 def test_any_reply_is_one_request_whatever_it_says_of_itself() -> None:

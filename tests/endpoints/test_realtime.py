@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter, Model, Rates
 from gateway.core.usage import InvalidUsage, Limits
-from gateway.endpoints.endpoint import OUTPUT_TOKENS, Endpoint, InvalidRequest
+from gateway.endpoints.endpoint import OUTPUT_TOKENS, Changes, Endpoint, InvalidRequest
 from gateway.endpoints.realtime import (
     Conversation,
     Extent,
@@ -212,5 +212,4 @@ def test_what_a_session_is_asked_for() -> None:
         assert endpoint.error_end({"error": {}}) == b'{"type":"error","error":{}}'
         assert endpoint.reply_reader("", endpoint.read_request(b'{"model":"m"}')) is None
         assert endpoint.read_reply(b"").usage is None
-        body = endpoint.upstream_body(b"x", model=None, include_usage=False, output_tokens_cap=None)
-        assert body == b"x"
+        assert endpoint.upstream_body(b"x", Changes()) == b"x"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter
-from gateway.endpoints.endpoint import Endpoint, InvalidRequest, Output
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest, Output
 from gateway.endpoints.responses import CompactEndpoint, ResponsesEndpoint
 from gateway.errors import Refused
 from gateway.request.admit import Offer, admit
@@ -144,11 +144,11 @@ def test_hosted_tools_are_held_for_each_call() -> None:
 
 
 def test_a_cap_is_set_under_its_only_name() -> None:
-    wanted = {"model": None, "include_usage": True, "output_tokens_cap": 7, "cap_member": "max_tokens"}
-    assert ENDPOINT.upstream_body(b'{"model":"m"}', **wanted) == b'{"max_output_tokens":7,"model":"m"}'  # type: ignore[arg-type]
-    assert ENDPOINT.upstream_body(b'{"max_output_tokens":9}', **wanted) == b'{"max_output_tokens":7}'  # type: ignore[arg-type]
+    wanted = Changes(include_usage=True, output_tokens_cap=7, cap_member="max_tokens")
+    assert ENDPOINT.upstream_body(b'{"model":"m"}', wanted) == b'{"max_output_tokens":7,"model":"m"}'
+    assert ENDPOINT.upstream_body(b'{"max_output_tokens":9}', wanted) == b'{"max_output_tokens":7}'
     same = b'{ "model" : "m"}'
-    assert ENDPOINT.upstream_body(same, model=None, include_usage=True, output_tokens_cap=None) is same
+    assert ENDPOINT.upstream_body(same, Changes(include_usage=True)) is same
 
 
 def test_compacting_holds_all_that_the_model_may_write() -> None:
@@ -156,7 +156,7 @@ def test_compacting_holds_all_that_the_model_may_write() -> None:
     assert (offer.request.output, offer.request.keeps) == (Output.MODEL, False)
     assert offer.ceiling.nanos > 128_000 * 10_000
     assert isinstance(offer.body, bytes)
-    sent = CompactEndpoint().upstream_body(offer.body, model=None, include_usage=True, output_tokens_cap=7)
+    sent = CompactEndpoint().upstream_body(offer.body, Changes(include_usage=True, output_tokens_cap=7))
     assert sent is offer.body
     for member in ("stream", "background"):
         assert refusal(body(**{member: True}), CompactEndpoint())[0] == member

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.core.catalogue import Meter
 from gateway.core.usage import InvalidUsage, Limits
-from gateway.endpoints.endpoint import InvalidRequest
+from gateway.endpoints.endpoint import Changes, InvalidRequest
 from gateway.endpoints.speech import SpeechEndpoint, sound_tokens_max
 from gateway.errors import ModelNotFound
 from gateway.request.meter import Ending
@@ -142,6 +142,6 @@ def test_usage_that_cannot_be() -> None:
 
 
 def test_the_model_is_renamed_and_nothing_else() -> None:
-    sent = ENDPOINT.upstream_body(body(), model="tts-9", include_usage=True, output_tokens_cap=5)
+    sent = ENDPOINT.upstream_body(body(), Changes("tts-9", include_usage=True, output_tokens_cap=5))
     assert sent == body("tts-9")
-    assert ENDPOINT.upstream_body(body(), model=None, include_usage=False, output_tokens_cap=None) == body()
+    assert ENDPOINT.upstream_body(body(), Changes()) == body()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
 
 import aiohttp
 import orjson
@@ -13,7 +12,7 @@ from gateway import points
 from gateway.core.usage import Limits, Reading
 from gateway.endpoints.chat import ChatEndpoint
 from gateway.endpoints.chat_stream import ChatStream
-from gateway.endpoints.endpoint import CallRequest, ReplySeen
+from gateway.endpoints.endpoint import CallRequest, Changes, ReplySeen
 from gateway.web import routes
 from tests.support.behaviours import Completion
 from tests.support.postgres import ScratchPostgres
@@ -161,10 +160,10 @@ class _Faulty(ChatEndpoint):
 
     fault = ""
 
-    def upstream_body(self, body: bytes, **arguments: Any) -> bytes:
+    def upstream_body(self, body: bytes, changes: Changes) -> bytes:
         if self.fault == "upstream_body":
             fail()
-        return super().upstream_body(body, **arguments)
+        return super().upstream_body(body, changes)
 
     def reply_reader(self, content_type: str, request: CallRequest) -> ChatStream | None:
         if not request.stream:

@@ -15,7 +15,7 @@ from gateway.core.sse import BOM, EVENT_STREAM, Kind, Piece, SseSplitter, event_
 from gateway.core.usage import InvalidUsage, Limits, merge_usage
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.chat_stream import ChatStream
-from gateway.endpoints.endpoint import CallRequest, Endpoint, InvalidRequest, StreamReader
+from gateway.endpoints.endpoint import CallRequest, Changes, Endpoint, InvalidRequest, StreamReader
 from gateway.endpoints.texts import texts_of
 from gateway.web.routes import METERED
 from tests.properties.fuzz import media_targets
@@ -256,7 +256,7 @@ def requests(data: bytes) -> None:
         # None of it is where all may be written to a cache for hours: it is allowed for elsewhere then.
         assert sum(one.times * len(one.text.encode()) for one in texts) <= (request.input_tokens_max or 2 * len(data))
         cap = None if request.output_tokens_cap is None else 5
-        sent = endpoint.upstream_body(data, model="other", include_usage=request.stream, output_tokens_cap=cap)
+        sent = endpoint.upstream_body(data, Changes("other", request.stream, cap))
         document = parse(sent)
         assert isinstance(document, dict)
         assert document["model"] == "other"
