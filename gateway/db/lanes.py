@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 
-from gateway.db.lane_pace import Mean, batch_wanted
+from gateway.db.lane_pace import Pace
 from gateway.db.pool import RETRIED_STATES, Doubts, LedgerAway, is_away
 from gateway.db.queries import queries
 
@@ -136,9 +136,7 @@ class Lane:
         # How many calls there are that have sent, or will send, an operation.
         self.calls_in_flight: Callable[[], int] = lambda: batch_operations_max
         self.on_silence: Callable[[], None] = lambda: None  # a statement was not answered by its deadline
-        self._statement = Mean()
-        self._work = Mean()
-        self._worked_seconds = time.process_time()
+        self._pace = Pace()
 
     def submit(self, operation: Operation) -> "asyncio.Future[Answer]":
         """Queue `operation`; its future gives the Answer, or LedgerAway or OperationRefused. Raises LaneFull."""
@@ -202,7 +200,7 @@ class Lane:
 
     async def _gather(self) -> None:
         """Let what is ready run before the next statement, as long as that makes it larger. At rest nobody waits."""
-        wanted = batch_wanted(self.calls_in_flight(), self._work.mean, self._statement.mean)
+        wanted = self._pace.wanted(len(self._queue), self.calls_in_flight())
         before = -1
         while before < len(self._queue) < wanted:
             before = len(self._queue)
@@ -224,7 +222,8 @@ class Lane:
         batch: list[Operation] = []
         seen: set[str] = set()
         later: list[Operation] = []
-        while self._queue and len(batch) < self._operations_now:
+        operations_max = min(self._operations_now, self._pace.wanted(len(self._queue), self.calls_in_flight()))
+        while self._queue and len(batch) < operations_max:
             operation = self._queue.popleft()
             if operation.hold_id in seen or operation.strikes:
                 later.append(operation)
@@ -266,10 +265,7 @@ class Lane:
         self._failures = self._unanswered = 0
         self._operations_now = min(self._batch_operations_max, self._operations_now * 2)
         self._answered += 1
-        self._statement.add(time.perf_counter() - began)
-        worked = time.process_time()
-        self._work.add((worked - self._worked_seconds) / len(batch))
-        self._worked_seconds = worked
+        self._pace.answered(len(batch), time.perf_counter() - began, time.process_time())
         for wallet, row in zip(order, rows, strict=True):
             self._answer(wallets[wallet], row)
 
