@@ -105,7 +105,7 @@ def rates_document(rates: Rates) -> dict[str, object]:
     """Rates as decimal strings, per million or in the unit that the name says, and in picos per unit of use."""
     texts = {meter: format_rate(meter, picos) for meter, picos in sorted(rates.items())}
     return {
-        "rates_per_million": {str(meter): text for meter, text in texts.items() if is_per_million(meter)},
+        "rates_per_million": {meter: text for meter, text in texts.items() if is_per_million(meter)},
         "rates_per_unit": {rate_name(meter): text for meter, text in texts.items() if not is_per_million(meter)},
         "rates_picos": rates_to_json(rates),
     }

@@ -77,7 +77,7 @@ def set_price(
         Meter.CACHE_WRITE: cache_write,
         Meter.OUTPUT: output_rate,
     }
-    stated: dict[str, int] = {str(meter): picos for meter, picos in given.items() if picos is not None}
+    stated: dict[str, int] = {meter: picos for meter, picos in given.items() if picos is not None}
     if twice := stated.keys() & other_rates.keys():
         raise click.UsageError(f"{min(twice)} is given twice")
     stated |= other_rates

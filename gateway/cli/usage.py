@@ -20,14 +20,14 @@ from gateway.cli.output import amounts, moment, print_json, print_line, progress
 from gateway.cli.parameters import identifier
 from gateway.cli.parameters import moment as moment_parameter
 from gateway.core.audit import INFORMATION, TERMS
-from gateway.core.catalogue import Meter
+from gateway.core.catalogue import METERS
 from gateway.core.money import format_nanos
 from gateway.db import usage as events
 from gateway.db import wallets
 from gateway.db.pool import Database, Row
 from gateway.settings import Settings
 
-METERS = (*map(str, Meter), *sorted(INFORMATION))
+COUNTED = (*METERS, *sorted(INFORMATION))
 # What multiplied the rates, and the meters with variants, whose columns have the sum of them.
 _TERMS = tuple(sorted(TERMS))
 COLUMNS = (
@@ -37,7 +37,7 @@ COLUMNS = (
         "basis",
         "reason",
         "price_id",
-        *METERS,
+        *COUNTED,
         "variants",
         *_TERMS,
         "cost",
@@ -186,7 +186,7 @@ def csv_lines(rows: Sequence[Row]) -> bytes:
 
 def _used_columns(used: Mapping[str, object]) -> dict[str, object]:
     """A column for each meter, with its variants in it; and the variants by themselves, as `images/high=2`."""
-    columns: dict[str, object] = {name: used.get(name) for name in METERS}
+    columns: dict[str, object] = {name: used.get(name) for name in COUNTED}
     variants = {name: quantity for name, quantity in sorted(used.items()) if "/" in name}
     for name, quantity in variants.items():
         general = name.partition("/")[0]

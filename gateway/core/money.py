@@ -7,6 +7,7 @@ import re
 from decimal import Context, Decimal, Inexact, InvalidOperation
 
 NANOS_PER_UNIT = 1_000_000_000
+_NANOS_PER_CENT = NANOS_PER_UNIT // 100
 PICOS_PER_NANO = 1_000
 PICOS_PER_UNIT = NANOS_PER_UNIT * PICOS_PER_NANO
 # A BIGINT holds 9.22 * 10^18; a quarter of it leaves room for a balance plus a hold plus an entry.
@@ -65,5 +66,5 @@ def format_nanos(nanos: int) -> str:
     """`nanos` as a decimal with at least two places and no trailing zeros past them: 5.00, 0.000123."""
     sign = "-" if nanos < 0 else ""
     units, rest = divmod(abs(nanos), NANOS_PER_UNIT)
-    fraction = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{units}.{fraction}"
+    cents, finer = divmod(rest, _NANOS_PER_CENT)
+    return f"{sign}{units}.{cents:02d}{finer:07d}".rstrip("0") if finer else f"{sign}{units}.{cents:02d}"

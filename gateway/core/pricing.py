@@ -26,7 +26,7 @@ BATCH_TIER = "batch"
 
 _NONE: Quantities = {}
 # A bound counts units of the first; those units may turn out to be any of the others.
-_DEARER: Mapping[str, tuple[Meter, ...]] = {
+_DEARER: Mapping[str, tuple[str, ...]] = {
     Meter.INPUT: (Meter.CACHED_INPUT, Meter.CACHE_WRITE),
     Meter.CACHE_WRITE_12H: (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE),
     # Usage need not say which tokens were sound or images.
@@ -218,7 +218,7 @@ def _dearest(rates: Rates, input_tokens_max: int, extra: Quantities, outputs: Se
     if out is not None:
         out = max(out, rates.get(Meter.REASONING_OUTPUT, 0))
     for meter in outputs:
-        if meter is not Meter.OUTPUT:
+        if meter != Meter.OUTPUT:
             out = max(out or 0, dearest_rate(rates, meter))
     fixed = sum(quantity * dearest_rate(rates, meter) for meter, quantity in extra.items() if quantity) if extra else 0
     requests = rates.get(Meter.REQUESTS)

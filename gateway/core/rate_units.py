@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from gateway.core.catalogue import (
+    METERS,
     MULTIPLIER_BP_MAX,
     InvalidPrice,
     Meter,
@@ -21,7 +22,7 @@ from gateway.core.money import scale_exactly
 class _Unit(NamedTuple):
     """A price of 1 is 10^`places` / `divisor` picos per unit of `meter`."""
 
-    meter: Meter
+    meter: str
     name: str
     places: int
     divisor: int = 1
@@ -41,7 +42,7 @@ _EACH: Mapping[str, str] = {
     Meter.CONTAINERS: "container",
 }
 # What may be priced, by the names under which it is: variants of images and containers besides.
-RATE_NAMES = (*(str(meter) for meter in Meter if meter != Meter.AUDIO_MILLISECONDS), *_SOUND)
+RATE_NAMES = (*(meter for meter in METERS if meter != Meter.AUDIO_MILLISECONDS), *_SOUND)
 
 
 def read_rate(name: str, amount: Decimal) -> tuple[str, int]:
@@ -54,12 +55,11 @@ def read_rate(name: str, amount: Decimal) -> tuple[str, int]:
         return sound.meter, _scaled(amount, sound.places, sound.divisor, sound.name, sound.meter)
     if not is_meter(name) or name == Meter.AUDIO_MILLISECONDS:
         raise InvalidPrice(f"not a meter ({', '.join(RATE_NAMES)})")
-    meter = str(Meter(name)) if "/" not in name else name
     each = _EACH.get(name.partition("/")[0])
-    return meter, rate_per_million(amount) if each is None else _scaled(amount, 12, 1, each, meter)
+    return name, rate_per_million(amount) if each is None else _scaled(amount, 12, 1, each, name)
 
 
-def rate_per_thousand(meter: Meter, amount: Decimal) -> int:
+def rate_per_thousand(meter: str, amount: Decimal) -> int:
     """Picos per unit of a price per thousand units. Raises InvalidPrice."""
     return _scaled(amount, 9, 1, "thousand", meter)
 
@@ -103,7 +103,7 @@ def is_per_million(meter: str) -> bool:
 
 def rate_name(meter: str) -> str:
     """The name under which a shown price of this meter may be given back."""
-    return "audio_minutes" if meter == Meter.AUDIO_MILLISECONDS else str(meter)
+    return "audio_minutes" if meter == Meter.AUDIO_MILLISECONDS else meter
 
 
 def format_rate(meter: str, picos: int) -> str:

@@ -112,7 +112,7 @@ def _cached_part(details_in: Mapping[str, object], name: str) -> int | None:
     return _count(parts.get(name, parts.get(f"cached_{name}")), name)
 
 
-def _move(used: dict[str, int], source: Meter, target: Meter, count: int, name: str) -> None:
+def _move(used: dict[str, int], source: str, target: str, count: int, name: str) -> None:
     if not count:
         return
     left = used.get(source, 0) - count

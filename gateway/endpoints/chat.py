@@ -111,7 +111,8 @@ class ChatEndpoint:
         request = read_object(body, _NAMES)
         model = read_model(request)
         stream = read_flag(request, "stream")
-        caps = [cap for name in _CAPS if (cap := read_whole(request, name, OUTPUT_TOKENS_CAP_MAX)) is not None]
+        given = [read_whole(request, name, OUTPUT_TOKENS_CAP_MAX) for name in _CAPS if name in request]
+        caps = [cap for cap in given if cap is not None]
         choices = read_whole(request, "n", CHOICES_MAX)
         wants_usage = read_wants_usage(body, request, stream=stream)
         _refuse_unpriced(request)

@@ -55,15 +55,20 @@ class Content:
         return not (self.images or self.sounds or self.stored or self.unheard or self.caches_long)
 
 
+# What most requests hold; nobody may add to it.
+_TEXT_ONLY = Content()
+
+
 def read_messages(messages: object) -> Content:
     """Raises InvalidRequest."""
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must be a list with at least one message.", param="messages")
-    found = Content()
+    found: Content | None = None
     for position, message in enumerate(messages):
         if not isinstance(message, dict):
             raise InvalidRequest(f"Message {position} must be an object.", param=f"messages[{position}]")
         if message.get("audio") is not None:
+            found = found or Content()
             found.unheard = found.unheard or f"messages[{position}].audio"
         content = message.get("content")
         if content is None or isinstance(content, str):
@@ -71,9 +76,10 @@ def read_messages(messages: object) -> Content:
         param = f"messages[{position}].content"
         if not isinstance(content, list):
             raise InvalidRequest(f"The content of message {position} must be a string or a list.", param=param)
+        found = found or Content()
         for number, part in enumerate(content):
             _read_part(part, found, f"{param}[{number}]")
-    return found
+    return found or _TEXT_ONLY
 
 
 def is_long_cache(options: object, param: str) -> bool:

@@ -52,8 +52,8 @@ OUTPUT_TOKENS_MAX = IMAGES_MAX * (FRAMES_MAX * IMAGE_OUTPUT_TOKENS_MAX + TEXT_OU
 PARSED_BYTES_MAX = 65_536
 _QUOTES_MAX = 256  # in one piece, before stepping over them one by one costs more than it saves
 
-_TOKENS = frozenset({str(Meter.INPUT), str(Meter.IMAGE_INPUT), str(Meter.IMAGE_OUTPUT)})
-BY_TOKENS = (_TOKENS | {str(Meter.OUTPUT)}, _TOKENS)
+_TOKENS = frozenset({Meter.INPUT, Meter.IMAGE_INPUT, Meter.IMAGE_OUTPUT})
+BY_TOKENS = (_TOKENS | {Meter.OUTPUT}, _TOKENS)
 _DECIDING = ("model", "n", "size", "quality", "stream", "partial_images", "output_format", "frame_count")
 _ORDINARY = (
     *("background", "input_fidelity", "moderation", "output_compression", "response_format", "style", "user"),
@@ -342,6 +342,6 @@ def _count(images: object) -> int:
     return len(images) if isinstance(images, list) else int(images is not None)
 
 
-def _rename(quantities: dict[str, int], source: Meter, target: Meter) -> None:
+def _rename(quantities: dict[str, int], source: str, target: str) -> None:
     if source in quantities:
         quantities[target] = quantities.get(target, 0) + quantities.pop(source)

@@ -12,7 +12,7 @@ from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading
 from gateway.endpoints.endpoint import CallRequest, Changes, Described, Output, ReplySeen
 
-_ONE_REQUEST: Mapping[str, object] = {str(Meter.REQUESTS): 1}
+_ONE_REQUEST: Mapping[str, object] = {Meter.REQUESTS: 1}
 _NOTHING = Reading({})  # the one request is counted by its price
 
 

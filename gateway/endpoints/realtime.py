@@ -289,7 +289,7 @@ def reply_audio_tokens(audio_bytes: int, bytes_per_second: int) -> int:
     return -(-audio_bytes * REPLY_AUDIO_TOKENS_PER_SECOND // bytes_per_second)
 
 
-def _dearest_input(price: Price) -> Meter:
+def _dearest_input(price: Price) -> str:
     """The meter of what goes in whose token costs most: what a response said is read again as text or as sound."""
     priced = [meter for meter in (Meter.AUDIO_INPUT, Meter.INPUT, Meter.IMAGE_INPUT) if is_priced(price.rates, meter)]
     return max(priced, key=lambda meter: dearest_rate(price.rates, meter), default=Meter.AUDIO_INPUT)

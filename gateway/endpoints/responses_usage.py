@@ -57,7 +57,7 @@ class HostedCalls:
             Meter.FILE_SEARCHES: self._file_searches,
             CONTAINER: len(self._containers),
         }
-        return {str(meter): count for meter, count in counted.items() if count}
+        return {meter: count for meter, count in counted.items() if count}
 
 
 def usage_of(response: Mapping[str, object], seen: HostedCalls | None = None) -> dict[str, object] | None:

@@ -27,8 +27,8 @@ PAUSE_TOKENS_MAX = 200
 TEMPLATE_TOKENS_MAX = 256
 # More than a day of speech: no such count is true.
 OUTPUT_TOKENS_MAX = 2_000_000
-BY_CHARACTERS = frozenset({str(Meter.CHARACTERS)})
-BY_TOKENS = frozenset({str(Meter.INPUT), str(Meter.AUDIO_OUTPUT)})
+BY_CHARACTERS = frozenset({Meter.CHARACTERS})
+BY_TOKENS = frozenset({Meter.INPUT, Meter.AUDIO_OUTPUT})
 _NAMES = Names(
     ("model", "input", "instructions", "stream_format"),
     ("voice", "response_format", "speed", "language", "user"),

@@ -28,8 +28,8 @@ ROUNDED_TO_MS = 1_000
 SECONDS_MAX = 10**6
 _REFERENCES = "known_speaker_references"
 # The length of the sound has a price of its own, or its tokens and the text's have.
-BY_TIME = frozenset({str(Meter.AUDIO_MILLISECONDS)})
-BY_TOKENS = frozenset({str(Meter.AUDIO_INPUT), str(Meter.INPUT), str(Meter.OUTPUT)})
+BY_TIME = frozenset({Meter.AUDIO_MILLISECONDS})
+BY_TOKENS = frozenset({Meter.AUDIO_INPUT, Meter.INPUT, Meter.OUTPUT})
 
 
 class TranscriptionEndpoint:

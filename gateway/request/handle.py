@@ -224,7 +224,7 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
         points.reach("settle.durable")
     if keeping is not None:
         await keeping.settled()
-    gateway.metrics.calls.labels(offer.endpoint.name, offer.model.name, relayed.seen.ending.value, charge.basis).inc()
+    gateway.metrics.calls.labels(offer.endpoint.name, offer.model.name, relayed.seen.ending, charge.basis).inc()
     wants_receipt = RECEIPT_HEADER in inbound.headers
     return _finish(offer, hold, relayed, charge, receipt, wants_receipt=wants_receipt)
 

@@ -61,14 +61,8 @@ class Holds:
         answer = await self._ask(_operation(principal, offer, hold_id, self._valid_seconds))
         self._metrics.hold_seconds.observe(monotonic_seconds() - began)
         self._decisions[answer.outcome].inc()
-        if answer.outcome is Outcome.INSUFFICIENT_FUNDS:
-            raise self._insufficient(offer, answer)
-        if answer.outcome is Outcome.WALLET_SUSPENDED:
-            raise WalletSuspended
         if answer.outcome is not Outcome.HELD:
-            # Such as hold_out_of_range, where this machine's clock is days off. Not an assert: this guards money.
-            self._metrics.crashes.inc()
-            raise LedgerUnavailable(f"The ledger refused the hold: {answer.outcome}.")
+            raise self._refused(offer, answer)
         output_tokens_max = offer.ceiling.output_tokens_max
         is_lowered = answer.amount_nanos < offer.ceiling.first_nanos
         if is_lowered:
@@ -83,6 +77,15 @@ class Holds:
             monotonic_seconds() + self._valid_seconds / 2,
             None if is_lowered or offer.ceiling.slice is None else self,
         )
+
+    def _refused(self, offer: Offer, answer: Answer) -> Failure:
+        if answer.outcome is Outcome.INSUFFICIENT_FUNDS:
+            return self._insufficient(offer, answer)
+        if answer.outcome is Outcome.WALLET_SUSPENDED:
+            return WalletSuspended()
+        # Such as hold_out_of_range, where this machine's clock is days off. Not an assert: this guards money.
+        self._metrics.crashes.inc()
+        return LedgerUnavailable(f"The ledger refused the hold: {answer.outcome}.")
 
     async def _ask(self, operation: Operation) -> Answer:
         try:

@@ -191,7 +191,7 @@ def _exact(offer: Offer, reading: Reading, terms: Terms, basis: str, reason: str
         quantities[Meter.REASONING_OUTPUT] = reasoning
         reasoning = 0
     picos = cost_picos(offer.price, quantities, terms)
-    usage: dict[str, int | str] = {str(meter_): count for meter_, count in quantities.items()}
+    usage: dict[str, int | str] = dict(quantities)
     if reasoning:
         usage["reasoning"] = reasoning
     if terms is not STANDARD:

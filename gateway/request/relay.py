@@ -312,12 +312,14 @@ def _seen_whole(reply: ReplySeen, relayed: Relayed) -> Seen:
         # Whatever it is, we cannot read it, and the client can: estimated from its size.
         size = len(relayed.rest)
         return relayed.seen._replace(ending=Ending.COMPLETED, count_output=lambda: tokens_from_bytes(size))
-    return relayed.seen._replace(
+    return Seen(
         # An error, or no reply of a model at all, such as a proxy's page, is none that was completed.
-        ending=Ending.BROKE if is_broken else Ending.COMPLETED,
-        usage=reply.usage,
-        count_output=reply.count_output,
-        service_tier=reply.service_tier,
+        Ending.BROKE if is_broken else Ending.COMPLETED,
+        reply.usage,
+        reply.count_output,
+        relayed.seen.missing_usage,
+        reply.service_tier,
+        relayed.seen.upstream_bp,
     )
 
 

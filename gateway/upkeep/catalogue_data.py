@@ -233,7 +233,7 @@ def _read_price(price: "ModelPrice", left_out: dict[str, str]) -> tuple[Rates, t
     return rates, tuple(Tier(above, steps[above]) for above in sorted(steps))
 
 
-def _rate(value: object, key: str) -> tuple[Meter, int]:
+def _rate(value: object, key: str) -> tuple[str, int]:
     if not isinstance(value, Decimal):
         raise InvalidPrice(f"{key} is not a decimal")
     try:

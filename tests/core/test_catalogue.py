@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import (
+    METERS,
     RATE_PICOS_MAX,
     InvalidPrice,
-    Meter,
     Tier,
     rate_per_million,
     rates_from_json,
@@ -19,7 +19,7 @@ from gateway.core.catalogue import (
 )
 
 RATES = st.dictionaries(
-    st.sampled_from([str(meter) for meter in Meter] + ["images/high/1024x1024", "containers/4g"]),
+    st.sampled_from([*METERS, "images/high/1024x1024", "containers/4g"]),
     st.integers(0, RATE_PICOS_MAX),
     min_size=1,
 )

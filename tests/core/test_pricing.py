@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.catalogue import Meter, Price, Rates, Tier
+from gateway.core.catalogue import METERS, Meter, Price, Rates, Tier
 from gateway.core.money import COST_PICOS_MAX, ceil_nanos, round_nanos
 from gateway.core.pricing import (
     STANDARD,
@@ -51,7 +51,7 @@ NEXT = {
     "containers/4g": "containers",
 }
 TOOLS = ("web_searches", "file_searches", "containers", "containers/4g")
-EVERY_NAME = (*map(str, Meter), *(name for name in NEXT if "/" in name))
+EVERY_NAME = (*METERS, *(name for name in NEXT if "/" in name))
 SHARES = st.integers(0, 100_000)
 
 
@@ -63,9 +63,9 @@ def price(rates: Rates, *tiers: Tier) -> Price:
 def prices(draw: st.DrawFn) -> Price:
     """Any shape of price that the catalogue can hold: cached and write rates optional, tiers partial."""
     rates: dict[str, int] = {Meter.INPUT: draw(RATE), Meter.OUTPUT: draw(RATE)}
-    rates |= draw(st.dictionaries(st.sampled_from([str(Meter.CACHED_INPUT), str(Meter.CACHE_WRITE)]), RATE))
+    rates |= draw(st.dictionaries(st.sampled_from([Meter.CACHED_INPUT, Meter.CACHE_WRITE]), RATE))
     starts = sorted(draw(st.sets(st.integers(1, 1_000_000), max_size=3)))
-    tier_rates = st.dictionaries(st.sampled_from([str(meter) for meter in TEXT]), RATE, min_size=1)
+    tier_rates = st.dictionaries(st.sampled_from(TEXT), RATE, min_size=1)
     return price(rates, *(Tier(start, draw(tier_rates)) for start in starts))
 
 
@@ -228,7 +228,7 @@ def test_a_missing_rate_falls_back_to_the_general_one_or_is_unpriced() -> None:
 
 def test_no_meter_falls_back_to_a_rate_that_may_be_lower_than_its_own() -> None:
     text: Rates = {Meter.INPUT: 3, Meter.OUTPUT: 10}
-    found = {str(meter) for meter in Meter if is_priced(text, meter)}
+    found = {meter for meter in METERS if is_priced(text, meter)}
     plain = ("input", "cached_input", "cache_write", "image_input", "cached_image_input")
     assert found == {*plain, "output", "reasoning_output"}
 

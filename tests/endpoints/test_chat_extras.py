@@ -51,7 +51,7 @@ CACHED: dict[str, Any] = {"max_tokens": 100, "prompt_cache_options": {"ttl": "12
         (CACHED, {Meter.CACHE_WRITE_12H}, 400),
     ],
 )  # fmt: skip
-def test_each_has_its_meter_in_the_ceiling(members: dict[str, Any], meters: set[Meter], nanos: int) -> None:
+def test_each_has_its_meter_in_the_ceiling(members: dict[str, Any], meters: set[str], nanos: int) -> None:
     offer = offer_of(SHELF, **members)
     # What is text counts as such, at the rate of writing it to the cache.
     text = offer.ceiling.input_tokens_max * 1_250 / 1_000

@@ -144,7 +144,7 @@ def test_what_nobody_knows_is_bounded_by_the_context() -> None:
 
 
 @pytest.mark.parametrize("missing", [Meter.AUDIO_INPUT, Meter.AUDIO_OUTPUT, Meter.OUTPUT, Meter.INPUT])
-def test_a_model_without_a_price_for_it_is_refused(missing: Meter) -> None:
+def test_a_model_without_a_price_for_it_is_refused(missing: str) -> None:
     with pytest.raises(ModelNotFound):
         offered(Extent(1, 1, 1, 0, 1), {meter: rate for meter, rate in RATES.items() if meter is not missing})
     if missing in TRANSCRIBE:

@@ -37,9 +37,9 @@ METERS = [
 ]  # fmt: skip
 # Mostly only one or two meters cost anything: no room that one bound leaves can then hide that another is too low.
 FEW = st.sets(st.sampled_from(METERS), min_size=1, max_size=2).map(
-    lambda dear: {str(meter): 9_000 if meter in dear else 0 for meter in METERS}
+    lambda dear: {meter: 9_000 if meter in dear else 0 for meter in METERS}
 )
-RATES = st.one_of(FEW, FEW, st.fixed_dictionaries({str(meter): st.integers(0, 10_000) for meter in METERS}))
+RATES = st.one_of(FEW, FEW, st.fixed_dictionaries({meter: st.integers(0, 10_000) for meter in METERS}))
 TEXTS = st.one_of(st.text(max_size=30), st.integers(0, 400).map(lambda size: "\u00e9" * size))
 
 

@@ -22,7 +22,7 @@ USAGE = {"input": 100, "cached_input": 7, "output": 31, "reasoning": 12}
 
 async def make_price(connection: asyncpg.Connection, *, model: str = "test-model") -> Price:
     """A stored price version of RATES."""
-    rates = orjson.dumps({str(meter): picos for meter, picos in RATES.items()}).decode()
+    rates = orjson.dumps(dict(RATES)).decode()
     since = datetime(2020, 1, 1, tzinfo=UTC)
     await connection.execute(queries()["price_add"], [model], [since], [rates], ["[]"], ["{}"], ["test"])
     row = await connection.fetchrow(queries()["price_history"], model, 1)
