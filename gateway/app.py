@@ -336,6 +336,7 @@ async def _start(
         spawn(_guard_journal(app), name="journal guard"),
         *(spawn(run_forever(s, app.metrics), name=s.name) for s in (*services, app.replay, app.catalogue)),
     ]
+    stack.callback(app.spools.close)
     for task in background:
         stack.push_async_callback(stop, task)
     stack.push_async_callback(app.lead.leave)
