@@ -14,7 +14,7 @@ _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """One registry and its metrics, named by the six verbs of a call."""
+    """One registry, and every metric in it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -33,10 +33,10 @@ KNOWN = {
     "kind": {"unknown", "retried", "split", "refused", "checkpoint_dropped", "unsealable", "changed"},
     "upstream": {"up0"},
     "class": {"connect", "connect_timeout", "reset", "redirect", "broke", "idle_timeout", "first_byte_timeout",
-              "error_broke", "status_429", "status_4xx", "status_5xx"},
+              "error_broke", "look", "status_429", "status_4xx", "status_5xx"},
     "reason": {*map(str, Ending), "usage_missing", "usage_invalid", "meter_failed"},
     "service": {"sweep", "replay", "invariants", "catalogue", "held", "partitions", "forget_keys", "seal", "chain",
-        "background", "forget_responses"},
+        "background", "forget_responses", "keep_database"},
     "invariant": set(invariants()),
     "version": {__version__},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The kinds of command: every one has --json, and a refusal is a document too where that is given."""
+"""The kinds of command: all but serve and demo have --json, and a refusal is a document too where that is given."""
 
 from typing import Any
 

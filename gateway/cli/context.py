@@ -19,7 +19,6 @@ from gateway.settings import Settings
 
 T = TypeVar("T")
 
-EXIT_OK = 0
 EXIT_BAD = 1
 EXIT_USAGE = 2
 EXIT_AWAY = 3

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 HOSTS_MAX = 16
 CONNECT_SECONDS = 4.0
-CONNECT_SECONDS_MAX = 60.0
+CONNECT_SECONDS_MAX = 5.0  # and for all hosts together
 STATEMENTS_MAX = 10_000
 # A ledger is written to: a URL that looks for anything else would only ever find servers that refuse it.
 _WRITABLE_TARGETS = frozenset({"read-write", "primary"})

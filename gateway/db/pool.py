@@ -11,7 +11,7 @@ from typing import Any, cast
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from gateway.core.dsn import Dsn, parse_dsn
+from gateway.core.dsn import CONNECT_SECONDS_MAX, Dsn, parse_dsn
 from gateway.db.queries import queries
 
 Connection = asyncpg.Connection
@@ -81,13 +81,13 @@ class Doubts:
             self._connection.remove_log_listener(self._heard)
 
 
-async def connect(dsn: str, *, timeout_seconds: float = 5.0, turn: int = 0) -> asyncpg.Connection:
+async def connect(dsn: str, *, turn: int = 0) -> asyncpg.Connection:
     """One connection of its own, to a server that takes writes where the DSN names several. Raises LedgerAway.
 
     `turn` says which of them is tried first: a caller whose connection failed had better begin with another.
     """
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
             return await _open_one_of(parse_dsn(dsn), turn)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # Whatever keeps a connection from being made (no such database, a wrong password, too many connections).

@@ -33,14 +33,15 @@ async def create_with_credit(
     actor: str,
     reason: str,
 ) -> None:
-    """Open a wallet with its first credit: both, or neither."""
-    assert amount_nanos > 0
+    """Open a wallet with its first credit: both, or neither. Raises ValueError for what is no credit."""
+    _refuse_unless(amount_nanos > 0)
     async with database.connection() as connection, connection.transaction():
         await connection.execute(queries()["wallet_create"], wallet_id, name, floor_nanos)
         posted = await connection.fetchval(
             queries()["wallet_post"], wallet_id, posting_id, "credit", CREDIT_ACCOUNT, amount_nanos, actor, reason
         )
-        assert posted == Outcome.POSTED, f"the first credit of a new wallet was answered {posted}"
+        if posted != Outcome.POSTED:  # not an assert: raising is what takes the wallet back
+            raise AssertionError(f"the first credit of a new wallet was answered {posted}")
 
 
 async def get(database: Database, wallet_id: str) -> Row | None:
@@ -56,17 +57,25 @@ async def list_after(database: Database, after: str | None, count: int) -> Seque
 async def credit(
     database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
 ) -> tuple[Outcome, int]:
-    """Add money, once per posting id. Gives the outcome and the balance in nanos. Raises BalanceOutOfRange."""
-    assert amount_nanos > 0
+    """Add money, once per posting id. Gives the outcome and the balance in nanos.
+
+    Raises BalanceOutOfRange, ValueError.
+    """
+    _refuse_unless(amount_nanos > 0)
     return await _post(database, wallet_id, posting_id, "credit", CREDIT_ACCOUNT, amount_nanos, actor, reason)
 
 
 async def adjust(
     database: Database, wallet_id: str, posting_id: str, amount_nanos: int, *, actor: str, reason: str
 ) -> tuple[Outcome, int]:
-    """Correct a balance either way, once per posting id. Gives the same. Raises BalanceOutOfRange."""
-    assert amount_nanos != 0
+    """Correct a balance either way, once per posting id. Gives the same. Raises BalanceOutOfRange, ValueError."""
+    _refuse_unless(amount_nanos != 0)
     return await _post(database, wallet_id, posting_id, "adjust", ADJUST_ACCOUNT, amount_nanos, actor, reason)
+
+
+def _refuse_unless(is_amount: bool) -> None:
+    if not is_amount:
+        raise ValueError("no amount of this kind")
 
 
 async def _post(
@@ -112,9 +121,3 @@ async def entries(database: Database, wallet_id: str, before_seq: int | None, co
 async def usage(database: Database, wallet_id: str, before_hold_id: str | None, count: int) -> Sequence[Row]:
     """A wallet's newest resolved calls before `before_hold_id`."""
     return await database.fetch("usage_events_by_wallet", wallet_id, before_hold_id, count)
-
-
-async def any_exist(database: Database) -> bool:
-    """Whether this database has a wallet."""
-    row = await database.fetch_one("wallet_count")
-    return row is not None and row["count"] > 0

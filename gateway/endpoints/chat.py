@@ -18,6 +18,7 @@ from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
 from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
+    OUTPUT_TOKENS_CAP_MAX,
     Names,
     cap_members,
     changed_body,
@@ -31,13 +32,9 @@ from gateway.endpoints.json_request import (
     refuse_present,
     usage_member,
 )
+from gateway.endpoints.text_bound import text_tokens_max
 
 CHOICES_MAX = 128
-OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
-# What a chat template adds to the text of every request: its priming tokens and a default system message.
-TEMPLATE_TOKENS_MAX = 256
-# What it adds once to explain tools or a schema.
-TOOLS_TEMPLATE_TOKENS_MAX = 512
 
 _CAPS = frozenset({"max_completion_tokens", "max_tokens"})
 # Present and not null, each of these has a cost without a meter: searches of any number, a second model, more
@@ -46,13 +43,13 @@ _NOT_METERED = frozenset({"best_of", "models", "n_predict", "plugins", "preset",
 # Rare, and each with a meter or a bound of its own.
 _RARE = frozenset({"audio", "modalities", "prediction", "prompt_cache_options", "web_search_options"})
 # Rendered into the prompt by the upstream's template in a form of its own.
-_RENDERED = ("tools", "functions", "response_format")
+RENDERED = ("tools", "functions", "response_format")
 _DECIDING = (
     _NOT_METERED
     | _RARE
     | {
         *_CAPS,
-        *_RENDERED,
+        *RENDERED,
         "messages",
         "model",
         "n",
@@ -168,23 +165,6 @@ def _refuse_unpriced(request: dict[str, object]) -> None:
 
 
 def _input_tokens(body: bytes, request: dict[str, object], media_bytes: int) -> tuple[int, int]:
-    """The bound of the text, and an estimate of it; `media_bytes` of the body are no text.
-
-    Why the bytes of the body bound its tokens. A token of a byte-level vocabulary is at least one byte of text, and a
-    SentencePiece vocabulary falls back to bytes. JSON spells a text in at least its UTF-8 bytes, since no escape is
-    shorter than what it stands for. A template adds about five tokens to a message, and no message is
-    less than fifteen bytes of JSON; what it adds once is TEMPLATE_TOKENS_MAX. Tools and schemas are rendered anew: a
-    template that spaces or indents their JSON adds at most one token of white space per byte, so they count twice.
-    (A vocabulary that normalises to NFKC can make a rare character longer. No chat model known to us has one; usage
-    above the hold would be charged and counted, not lost.)
-    """
-    text_bytes = len(body) - media_bytes
-    bound = text_bytes + TEMPLATE_TOKENS_MAX
-    rendered = [value for name in _RENDERED if (value := request.get(name)) is not None]
-    if rendered:
-        try:
-            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(orjson.dumps(rendered))
-        except orjson.JSONEncodeError:
-            # Nested deeper than orjson writes, though not deeper than it reads.
-            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(body)
-    return bound, prompt_tokens_estimate(text_bytes, bound)
+    """The bound of the text, and an estimate of it; `media_bytes` of the body are no text."""
+    bound = text_tokens_max(body, media_bytes, request, RENDERED)
+    return bound, prompt_tokens_estimate(len(body) - media_bytes, bound)

@@ -17,6 +17,7 @@ from gateway.endpoints.chat_stream import ChatStream
 from gateway.endpoints.completion_reply import read_completion
 from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, ReplySeen
 from gateway.endpoints.json_request import (
+    OUTPUT_TOKENS_CAP_MAX,
     Names,
     cap_members,
     changed_body,
@@ -33,7 +34,6 @@ from gateway.endpoints.json_request import (
 
 CANDIDATES_MAX = 128
 PROMPTS_MAX = 2_048
-OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
 # What a server may add once: a template, or the system prompt of a model that has one.
 TEMPLATE_TOKENS_MAX = 256
 # What it adds to each prompt: begin and end, and the marks between prefix, suffix and middle.

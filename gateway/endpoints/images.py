@@ -16,6 +16,7 @@ from gateway.core.image_output import (
     PARTIAL_IMAGE_TOKENS,
     image_output_tokens_max,
 )
+from gateway.core.image_tokens import IMAGE_TOKENS_MAX
 from gateway.core.multipart import Form
 from gateway.core.sse import EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage, says_nothing
@@ -39,8 +40,6 @@ IMAGES_MAX = 10
 FRAMES_MAX = 16
 PARTIALS_MAX = 3
 IMAGES_IN_MAX = 64
-# An image that is read costs no model more.
-IMAGE_INPUT_TOKENS_MAX = 48_600
 IMAGE_INPUT_TOKENS_ESTIMATE = 4_160
 TEMPLATE_TOKENS_MAX = 256
 # Of what is written while an image is planned, an image.
@@ -285,7 +284,7 @@ def _bounded(request: CallRequest, asked: _Asked, model: str) -> CallRequest:
     return request._replace(
         extra_max={
             Meter.INPUT: asked.prompt_bytes + TEMPLATE_TOKENS_MAX,
-            Meter.IMAGE_INPUT: asked.images_in * IMAGE_INPUT_TOKENS_MAX,
+            Meter.IMAGE_INPUT: asked.images_in * IMAGE_TOKENS_MAX,
             Meter.IMAGE_OUTPUT: made,
             Meter.OUTPUT: asked.images * TEXT_OUTPUT_TOKENS_MAX,
             **dict.fromkeys(variants, asked.images),

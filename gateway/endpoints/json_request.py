@@ -13,6 +13,7 @@ from gateway.core.json_members import MalformedJson, duplicate_member, member_va
 from gateway.endpoints.endpoint import InvalidRequest
 
 MODEL_CHARS_MAX = 256
+OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
 TIER_CHARS_MAX = 64
 MEMBERS_MAX = 256
 # Quotes and opening brackets, counted without a parse. The event loop stands still while a body is read: 20 MB of `[]`

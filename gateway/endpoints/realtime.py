@@ -12,6 +12,7 @@ import orjson
 
 from gateway.core.catalogue import Meter, Model, Price
 from gateway.core.estimate import tokens_from_bytes
+from gateway.core.image_tokens import IMAGE_TOKENS_MAX
 from gateway.core.json_members import parse
 from gateway.core.pricing import Quantities, dearest_rate, is_priced
 from gateway.core.usage import InvalidUsage, Limits, Reading, read_milliseconds, read_token_usage
@@ -25,16 +26,15 @@ from gateway.endpoints.endpoint import (
     ReplySeen,
     StreamReader,
 )
+from gateway.endpoints.json_request import MODEL_CHARS_MAX
 from gateway.endpoints.realtime_frames import FromClient, SessionSettings
 
-MODEL_CHARS_MAX = 256
 AUDIO_TOKENS_PER_SECOND = 10  # of what the client says; platform.openai.com/docs, "Managing realtime costs"
 REPLY_AUDIO_TOKENS_PER_SECOND = 20
 PCM_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bits, one channel
 G711_BYTES_PER_SECOND = 8_000
 # The default instructions, which the upstream shows but chooses, and what it adds unseen.
 UNSEEN_TEXT_TOKENS = 4_096
-IMAGE_TOKENS_MAX = 48_600  # the most that any model's rule gives for one
 # Room for what follows, so that not every frame asks for more.
 _ROOM_TEXT_TOKENS = 2_000
 _ROOM_SECONDS = 30

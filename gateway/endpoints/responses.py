@@ -17,7 +17,6 @@ from gateway.core.pricing import Quantities
 from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage
 from gateway.core.usage_json import LargeReply
-from gateway.endpoints.chat import TEMPLATE_TOKENS_MAX, TOOLS_TEMPLATE_TOKENS_MAX
 from gateway.endpoints.chat_content import IMAGE_TOKENS_ESTIMATE
 from gateway.endpoints.chat_stream import is_error
 from gateway.endpoints.endpoint import (
@@ -31,22 +30,23 @@ from gateway.endpoints.endpoint import (
     ReplySeen,
 )
 from gateway.endpoints.json_request import (
+    OUTPUT_TOKENS_CAP_MAX,
     Names,
     changed_body,
     not_metered,
     read_flag,
     read_model,
     read_object,
+    read_tier,
     read_whole,
     refuse_present,
 )
 from gateway.endpoints.responses_input import TOOL_CALLS_MAX, Asked, read_input, read_tools
 from gateway.endpoints.responses_stream import ResponsesStream
 from gateway.endpoints.responses_usage import count_items, made_of, read_fees, usage_of
+from gateway.endpoints.text_bound import text_tokens_max
 
-OUTPUT_TOKENS_CAP_MAX = 2**31 - 1
 RESPONSE_ID_CHARS_MAX = 256
-_TIER_CHARS_MAX = 32
 # More than any context: the model's own window is then what bounds the input.
 _ANY_TOKENS = 2**40
 
@@ -115,7 +115,7 @@ class ResponsesEndpoint:
             extra_max=extra_max,
             extra_estimate=extra_estimate,
             passes=passes,
-            service_tier=_tier(request),
+            service_tier=read_tier(request),
             stored=asked.stored,
             follows=_response_id(request),
             unowned=asked.unowned,
@@ -244,27 +244,10 @@ def _response_id(request: Mapping[str, object]) -> str | None:
     return value
 
 
-def _tier(request: Mapping[str, object]) -> str:
-    tier = request.get("service_tier")
-    if tier is None:
-        return ""
-    if not isinstance(tier, str) or len(tier) > _TIER_CHARS_MAX:
-        raise InvalidRequest("'service_tier' must be a string.", param="service_tier")
-    return tier
-
-
 def _input_tokens(body: bytes, request: Mapping[str, object], asked: Asked) -> tuple[int, int]:
-    """The bound of the input, and an estimate of it. Why bytes bound tokens: see chat.py."""
-    text_bytes = len(body) - asked.url_bytes
-    bound = text_bytes + TEMPLATE_TOKENS_MAX + asked.images * IMAGE_TOKENS_MAX
-    rendered = [value for name in _RENDERED if (value := request.get(name)) is not None]
-    if rendered:
-        try:
-            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(orjson.dumps(rendered))
-        except orjson.JSONEncodeError:
-            # Nested deeper than orjson writes, though not deeper than it reads.
-            bound += TOOLS_TEMPLATE_TOKENS_MAX + len(body)
-    estimate = prompt_tokens_estimate(text_bytes, bound) + asked.images * IMAGE_TOKENS_ESTIMATE
+    """The bound of the input, and an estimate of it."""
+    bound = text_tokens_max(body, asked.url_bytes, request, _RENDERED) + asked.images * IMAGE_TOKENS_MAX
+    estimate = prompt_tokens_estimate(len(body) - asked.url_bytes, bound) + asked.images * IMAGE_TOKENS_ESTIMATE
     if asked.stored is not None or asked.fees:
         bound = _ANY_TOKENS
     return bound, estimate

@@ -9,13 +9,13 @@ from functools import partial
 
 from gateway.core.json_members import parse
 from gateway.core.tokens import Text
+from gateway.endpoints.chat import RENDERED
 
 # Members of a message that are text, and those in which there may be more of it. Nothing else is looked into: what an
 # image or a sound is bounded by has nothing to do with the bytes that spell it.
 _TEXTS = frozenset({"arguments", "content", "input", "reasoning", "reasoning_content", "refusal", "text"})
 _NESTED = frozenset({"content", "custom", "function", "function_call", "tool_calls"})
 _PARTS = frozenset({"text", "refusal", "image_url", "input_audio"})
-_RENDERED = ("tools", "functions", "response_format")
 
 
 def texts_of(endpoint_name: str, body: bytes) -> list[Text]:
@@ -34,7 +34,7 @@ def _chat_texts(request: Mapping[str, object]) -> list[Text]:
             if not isinstance(part, dict) or part.get("type") not in _PARTS:
                 return []  # such as a file, whose text only the upstream reads
         _gather(message, _TEXTS, _NESTED, texts, times=1)
-    for name in _RENDERED:
+    for name in RENDERED:
         # Rendered anew by the template: the bound has their bytes twice.
         _gather(request.get(name), frozenset({"description"}), None, texts, times=2)
     return texts

@@ -193,17 +193,11 @@ class Asker:
                 raise
             if call.is_client_gone or call.is_stopped:
                 # It was not the upstream that took too long.
-                self._metrics.upstream_errors.labels(name, "first_byte_timeout").inc()
                 standing.breaker.left()
                 return _Answer(None, UpstreamTimedOut(), may_go_on=False)
             return _Answer(None, self.failed(upstream, "first_byte_timeout", UpstreamTimedOut()), may_go_on=False)
-        except aiohttp.ClientConnectorError:
-            return _Answer(None, self.failed(upstream, "connect", UpstreamUnreachable()))
-        except aiohttp.ConnectionTimeoutError:
-            return _Answer(None, self.failed(upstream, "connect_timeout", UpstreamUnreachable()))
-        except (aiohttp.ClientError, OSError):
-            # The request was written and the connection lost: the upstream may or may not have worked.
-            return _Answer(None, self.failed(upstream, "reset", UpstreamUnreachable()))
+        except (aiohttp.ClientError, OSError) as error:
+            return _Answer(None, self.failed(upstream, kind_of(error), UpstreamUnreachable()))
         except BaseException:
             standing.breaker.left()
             raise
@@ -261,6 +255,15 @@ class Asker:
             )
             way = self._ways[upstream.name, method, path, named] = _Way(target, headers, limits_of(upstream))
         return way
+
+
+def kind_of(error: Exception) -> str:
+    """The class of a failure to get as far as a reply's head."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "connect"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "connect_timeout"
+    return "reset"  # the request was written and the connection lost: the upstream may or may not have worked
 
 
 def address(upstream: UpstreamSettings, path: str, model: str) -> str:

@@ -24,13 +24,18 @@ _ANSWER_SECONDS_MAX = 2.0
 _NEVER = sys.maxsize
 
 
+def _proof_tokens(output_tokens_max: int) -> int:
+    """How many tokens, by an estimate that may be several times too high, are proof that a cap was ignored."""
+    return 4 * output_tokens_max + 64
+
+
 class Limit:
     """The limit of a stream whose whole ceiling is held. Output tokens are those of all choices together."""
 
     __slots__ = ("_allowed", "_bytes", "_next_bytes")
 
     def __init__(self, output_tokens_max: int) -> None:
-        self._allowed = 4 * output_tokens_max + 64
+        self._allowed = _proof_tokens(output_tokens_max)
         self._bytes = 0
         self._next_bytes = 4 * self._allowed
 
@@ -146,7 +151,7 @@ class GrowingLimit(Limit):
         whole, covered = bounds.output_tokens_max, bounds.affordable_output_tokens(self._hold.granted_nanos)
         self._is_whole = covered == whole
         if self._is_whole:
-            self._allowed, self._ask_at = 4 * whole * choices + 64, _NEVER
+            self._allowed, self._ask_at = _proof_tokens(whole * choices), _NEVER
         else:
             self._allowed = covered * choices
             self._ask_at = self._allowed - self._slice.tokens * choices // 2

@@ -10,7 +10,7 @@ from gateway.clock import new_id
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable, UpstreamUnusable
 from gateway.metrics import Metrics
-from gateway.request.ask import address, own_headers
+from gateway.request.ask import address, kind_of, own_headers
 from gateway.request.handle import Finish
 from gateway.request.headers import reply_headers, request_headers
 from gateway.request.hold import Hold
@@ -72,9 +72,11 @@ class Passing:
         except asyncio.CancelledError:
             if not call.took_too_long():
                 raise
+            if not (call.is_client_gone or call.is_stopped):
+                self._metrics.upstream_errors.labels(upstream.name, "first_byte_timeout").inc()
             raise UpstreamTimedOut from None
-        except (aiohttp.ClientError, OSError):
-            self._metrics.upstream_errors.labels(upstream.name, "reset").inc()
+        except (aiohttp.ClientError, OSError) as error:
+            self._metrics.upstream_errors.labels(upstream.name, kind_of(error)).inc()
             raise UpstreamUnreachable from None
         finally:
             call.first_byte_by_seconds = 0.0

@@ -33,10 +33,6 @@ WHERE wallet_id = $1 AND ($2::bigint IS NULL OR seq < $2)
 ORDER BY seq DESC
 LIMIT $3;
 
--- name: wallet_count
--- Whether this database has been used: how many wallets, up to two.
-SELECT count(*) FROM (SELECT FROM wallets LIMIT 2) AS w;
-
 -- name: ledger_entry_by_posting
 -- The entry that a posting id made.
 SELECT seq, kind, amount_nanos, balance_after_nanos, actor, reason, created_at

@@ -22,7 +22,7 @@ from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.pool import Database
 from tests.benchmarks.client import Target
 from tests.benchmarks.mock_upstream import HELD_MODEL, MODEL
-from tests.benchmarks.processes import START_SECONDS_MAX, cpu_seconds, name, running, tree
+from tests.benchmarks.processes import START_SECONDS_MAX, name, running, tree
 from tests.benchmarks.rows import LARGE_MODEL, MEDIA_MODEL, RATES
 
 COMMAND_SECONDS_MAX = 60.0
@@ -44,9 +44,6 @@ class Farebox:
     def postgres_pids(self) -> list[int]:
         """PostgreSQL's processes; none where it is not ours."""
         return _postgres_pids(self.data_directory)
-
-    def postgres_cpu_seconds(self) -> float:
-        return cpu_seconds(self.postgres_pids())
 
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:

@@ -6,13 +6,10 @@ import orjson
 import pytest
 
 from gateway.core.usage import InvalidUsage
-from gateway.endpoints.chat import (
-    TEMPLATE_TOKENS_MAX,
-    TOOLS_TEMPLATE_TOKENS_MAX,
-    ChatEndpoint,
-)
+from gateway.endpoints.chat import ChatEndpoint
 from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest
 from gateway.endpoints.json_request import MEMBERS_MAX
+from gateway.endpoints.text_bound import TEMPLATE_TOKENS_MAX, TOOLS_TEMPLATE_TOKENS_MAX
 from tests.support.recordings import LIMITS
 
 ENDPOINT = ChatEndpoint()

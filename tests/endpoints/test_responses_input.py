@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.core.image_tokens import IMAGE_TOKENS_MAX
-from gateway.endpoints.chat import TEMPLATE_TOKENS_MAX, TOOLS_TEMPLATE_TOKENS_MAX
+from gateway.endpoints.text_bound import TEMPLATE_TOKENS_MAX, TOOLS_TEMPLATE_TOKENS_MAX
 from tests.endpoints.test_responses import ENDPOINT, IMAGE, SEARCH, TOOLS, body, refusal
 
 

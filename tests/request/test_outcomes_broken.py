@@ -214,6 +214,8 @@ async def test_who_leaves_an_upstream_that_never_answers_pays_for_the_prompt(
         await shop.resolved(PROMPT_ESTIMATE[form], "estimated", "client_gone", "client_gone")
         await shop.upstream.idle()
         assert shop.upstream.log[0].client_left
+        labels = {"upstream": "up0", "class": "first_byte_timeout"}
+        assert shop.count("farebox_upstream_errors_total", **labels) == 0, "it was not the upstream that failed"
 
 
 # Past the hold, and without the ledger -------------------------------------------------------------------------------

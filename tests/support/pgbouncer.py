@@ -25,11 +25,10 @@ PREPARES_SINCE = (1, 21)
 
 @dataclass(frozen=True, slots=True)
 class PgBouncer:
-    """`dsn` leads through it, as `direct_dsn` does not. `prepares` says whether statements may be prepared."""
+    """`dsn` leads through it, as `direct_dsn` does not."""
 
     dsn: str
     direct_dsn: str
-    prepares: bool
 
 
 @asynccontextmanager
@@ -55,7 +54,7 @@ async def pgbouncer(dsn: str, *, connections_max: int = 2, mode: str = "transact
         try:
             await eventually(lambda: _listens(port))
             through = f"postgresql://farebox@127.0.0.1:{port}/through?sslmode=disable"
-            yield PgBouncer(through if prepares else f"{through}&statement_cache_size=0", dsn, prepares)
+            yield PgBouncer(through if prepares else f"{through}&statement_cache_size=0", dsn)
         finally:
             process.kill()
             await asyncio.to_thread(process.wait)
