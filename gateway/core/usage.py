@@ -32,6 +32,11 @@ class Limits(NamedTuple):
     output_tokens_max: int
 
 
+def proof_above(bound: int) -> int:
+    """Above this, a count or an estimate is proof that `bound` was not kept: that of one cannot be so far off."""
+    return 4 * bound + 64
+
+
 class Reading(NamedTuple):
     """Usage seen, in disjoint meters. `reasoning_tokens` is inside `output`: a price may have a rate for it."""
 

@@ -61,6 +61,12 @@ async def look_later(database: Database, found: Owner, seconds: float) -> bool:
     return await database.fetch_one("response_look_later", found.wallet_id, found.response_id, seconds) is not None
 
 
+async def relayed(database: Database, found: Owner, output_count: int) -> bool:
+    """Its client has been sent so much of an unsettled one; False if it is settled."""
+    row = await database.fetch_one("response_relayed", found.wallet_id, found.response_id, output_count)
+    return row is not None
+
+
 async def settled(database: Database, wallet_id: str, response_id: str, hold_id: str) -> bool:
     """Nothing is left to be settled."""
     return await database.fetch_one("response_settled", wallet_id, response_id, hold_id) is not None

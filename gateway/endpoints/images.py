@@ -18,7 +18,7 @@ from gateway.core.image_output import (
 )
 from gateway.core.image_tokens import IMAGE_TOKENS_MAX
 from gateway.core.multipart import Form
-from gateway.core.sse import EVENT_STREAM
+from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_token_usage, says_nothing
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.endpoint import NOTHING_SEEN, CallRequest, Changes, Described, InvalidRequest, Output, ReplySeen
@@ -144,7 +144,10 @@ class ImageGenerations:
     def read_reply(self, body: bytes) -> ReplySeen:
         reply = parse_reply(body)
         if reply is None:
-            return NOTHING_SEEN
+            # Our parser refuses what a client's may not, such as a NaN: its images and its usage count all the same.
+            looked = LargeImages()
+            looked.feed(body.removeprefix(BOM))
+            return ReplySeen(looked.usage, looked.count_output, False) if looked.is_complete else NOTHING_SEEN
         data = reply.get("data")
         count = sum(isinstance(item, dict) for item in data) if isinstance(data, list) else 0
         return ReplySeen(usage_in(reply), lambda: count, bool(reply.get("error")))
@@ -156,12 +159,18 @@ class ImageGenerations:
         if reading is None:
             return None
         quantities = dict(reading.quantities)
-        if not usage.get("output_tokens_details"):
+        if not _tells_apart(usage, "output_tokens_details"):
             _rename(quantities, Meter.OUTPUT, Meter.IMAGE_OUTPUT)
-        if self.reads_images and not usage.get("input_tokens_details"):
+        if self.reads_images and not _tells_apart(usage, "input_tokens_details"):
             # Nobody says which were text: most of them are of images, which cost more.
             _rename(quantities, Meter.INPUT, Meter.IMAGE_INPUT)
         return Reading(quantities)
+
+
+def _tells_apart(usage: Mapping[str, object], name: str) -> bool:
+    """Whether details say which tokens were of text and which of images; others, such as what was cached, do not."""
+    details = usage.get(name)
+    return isinstance(details, dict) and ("text_tokens" in details or "image_tokens" in details)
 
 
 class ImageEdits(ImageGenerations):

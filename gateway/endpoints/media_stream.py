@@ -90,17 +90,22 @@ class MediaStream:
             if data.startswith(b"[DONE]"):
                 self.ended = True
             else:
-                self._read(data)
+                self._read(data, event)
         self._put(event, out)
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes, written: bytes) -> None:
         try:
             event = parse(data)
         except orjson.JSONDecodeError:
+            # Refused by our parser, such as a NaN, and maybe not by a client's.
+            scan = MemberScanner(_WANTED)
+            scan.feed(data)
+            if scan.complete:
+                self._take_scanned(scan, len(data), _name_of(written))
             return
         if isinstance(event, dict):
             kind = event.get("type")
-            self._take(kind if isinstance(kind, str) else "", event, len(data))
+            self._take(kind if isinstance(kind, str) else _name_of(written), event, len(data))
 
     def _take(self, kind: str, event: Mapping[str, object], size: int, *, is_whole: bool = True) -> None:
         """What one event says."""
@@ -137,10 +142,14 @@ class MediaStream:
         if scan is None:
             return
         kept, self._kept = self._kept, b""
+        self._take_scanned(scan, self._scanned_bytes)
+        self._put(kept, out)
+
+    def _take_scanned(self, scan: MemberScanner, size: int, name: str = "") -> None:
+        """What an event says that could not be parsed whole."""
         found = {name: _parsed(value) for name, value in scan.values.items()}
         kind = found.get("type")
-        self._take(kind if isinstance(kind, str) else "", found, self._scanned_bytes, is_whole=False)
-        self._put(kept, out)
+        self._take(kind if isinstance(kind, str) else name, found, size, is_whole=False)
 
     def _put(self, piece: bytes, out: bytearray) -> None:
         """Pass a piece on, or keep it for after the settle once the end was seen."""
@@ -148,6 +157,14 @@ class MediaStream:
             out += piece
             return
         self._withheld += piece[: WITHHELD_BYTES_MAX - len(self._withheld)]
+
+
+def _name_of(event: bytes) -> str:
+    """The name that an event has beside its data, where that says no type."""
+    for line in event.splitlines():
+        if line.startswith(b"event:"):
+            return line[6:].strip().decode("utf-8", "replace")
+    return ""
 
 
 def _is_end(data: bytes) -> bool:

@@ -45,11 +45,14 @@ class FromUpstream(NamedTuple):
 _OTHER = FromUpstream(Kind.OTHER)
 
 
-def without_event_id(data: bytes) -> bytes:
-    """An error event about a frame that had no id when its client sent it."""
+def with_error_id(data: bytes, event_id: str | None) -> bytes:
+    """An error event, about a frame that had this id, or none, when its client sent it."""
     document = parse(data)
     assert isinstance(document, dict), "it was read before"
-    return orjson.dumps({**document, "error": {**document["error"], "event_id": None}})
+    try:
+        return orjson.dumps({**document, "error": {**document["error"], "event_id": event_id}})
+    except orjson.JSONEncodeError:
+        return data  # nested deeper than can be written
 
 
 def read_upstream(data: bytes) -> FromUpstream:

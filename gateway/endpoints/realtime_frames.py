@@ -13,6 +13,9 @@ from gateway.core.json_members import parse
 from gateway.endpoints.endpoint import InvalidRequest
 
 OUTPUT_TOKENS_CAP_MAX = 10_000_000
+EVENT_ID_CHARS_MAX = 400  # 512 at OpenAI, and ours is written before it
+# What orjson writes, though it reads more.
+_LEVELS_MAX = 200
 # What a client may send. What is not here may start or cost something that nobody knows.
 _UPDATES = frozenset({"session.update", "transcription_session.update"})
 _CLIENT_TYPES = _UPDATES | {
@@ -74,6 +77,8 @@ def read_client(data: bytes) -> FromClient:
         raise InvalidRequest("The frame is not valid JSON.", code="invalid_json") from None
     if not isinstance(document, dict):
         raise InvalidRequest("The frame must be a JSON object.", code="invalid_json")
+    if data.count(b"[") + data.count(b"{") > _LEVELS_MAX and _levels(document) > _LEVELS_MAX:
+        raise InvalidRequest("The frame is nested too deeply.", code="invalid_json")
     kind = _text(document.get("type"))
     if kind not in _CLIENT_TYPES:
         raise InvalidRequest("Farebox cannot meter this type of event.", param="type", code="not_metered")
@@ -81,6 +86,8 @@ def read_client(data: bytes) -> FromClient:
     if any(data.count(needle) > 1 for needle in _NEEDLES) or b"\\u" in data:
         data = orjson.dumps(document)
     event_id = document.get("event_id")
+    if isinstance(event_id, str) and len(event_id) > EVENT_ID_CHARS_MAX:
+        raise InvalidRequest(f"'event_id' must be of at most {EVENT_ID_CHARS_MAX} characters.", param="event_id")
     frame = FromClient(kind, document, data, event_id if isinstance(event_id, str) else None, kind in _STARTING)
     if kind == "input_audio_buffer.append":
         return frame._replace(audio_bytes=_base64_bytes(document.get("audio")))
@@ -281,6 +288,18 @@ def event_id_of(data: bytes) -> str | None:
         return None
     event_id = document.get("event_id") if isinstance(document, dict) else None
     return event_id if isinstance(event_id, str) else None
+
+
+def _levels(document: object) -> int:
+    """How deep it is nested."""
+    levels, here = 0, [document]
+    while here:
+        levels += 1
+        inner: list[object] = []
+        for value in here:
+            inner += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        here = inner
+    return levels
 
 
 def _text(value: object) -> str:

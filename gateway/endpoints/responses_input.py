@@ -63,7 +63,7 @@ def read_input(value: object, asked: Asked) -> None:
         if not isinstance(item, dict):
             raise InvalidRequest(f"Item {position} of the input must be an object.", param=where)
         kind = item.get("type") or "message"
-        if kind not in _ITEMS:
+        if not isinstance(kind, str) or kind not in _ITEMS:
             raise not_metered(where)
         if kind == "item_reference":
             asked.stored = asked.unowned = "input"
@@ -78,9 +78,9 @@ def _check_parts(parts: object, where: str) -> None:
     if not isinstance(parts, list):
         return
     for position, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = part.get("type") if isinstance(part, dict) else ""
         # The output of a shell is a list of streams, without types.
-        if kind not in _PARTS and (kind is not None or not isinstance(part, dict)):
+        if kind is not None and (not isinstance(kind, str) or kind not in _PARTS):
             raise not_metered(f"{where}[{position}]")
 
 

@@ -158,6 +158,7 @@ class ResponsesStream:
         if not isinstance(event, dict):
             return
         kind = event.get("type")
+        kind = kind if isinstance(kind, str) else ""
         response = event.get("response")
         if is_error(event):
             self.failed = True

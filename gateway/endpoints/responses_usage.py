@@ -21,8 +21,9 @@ def made_of(response: Mapping[str, object]) -> Made | None:
     response_id = response.get("id")
     if not isinstance(response_id, str) or not _ID.fullmatch(response_id):
         return None
+    status = response.get("status")
     # A server that names no status has done its work when it replies.
-    return Made(response_id, response.get("status") in _ENDED or response.get("status") is None)
+    return Made(response_id, status is None or (isinstance(status, str) and status in _ENDED))
 
 
 class HostedCalls:

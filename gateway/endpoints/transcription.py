@@ -6,18 +6,17 @@ file (gateway/core/audio_length.py); the upstream's usage, where it gives any, s
 
 from collections.abc import Mapping
 
-import orjson
-
 from gateway.core.audio_containers import audio_length
 from gateway.core.audio_length import NotAudio
 from gateway.core.catalogue import Meter
 from gateway.core.estimate import OutputCounter, tokens_from_bytes, utf8_bytes
-from gateway.core.json_members import parse
 from gateway.core.multipart import Form, Part
 from gateway.core.sse import BOM, EVENT_STREAM
 from gateway.core.usage import Limits, Reading, read_milliseconds, read_token_usage, says_nothing
+from gateway.core.usage_json import LargeReply
 from gateway.endpoints.endpoint import CallRequest, Changes, Described, InvalidRequest, Output, ReplySeen
 from gateway.endpoints.form_request import FormNames, form_flag, read_form_parts
+from gateway.endpoints.json_reply import parse_reply
 from gateway.endpoints.json_request import MODEL_CHARS_MAX
 from gateway.endpoints.media_stream import MediaStream, error_event
 
@@ -103,15 +102,14 @@ class TranscriptionEndpoint:
         return error_event(document)
 
     def read_reply(self, body: bytes) -> ReplySeen:
-        """JSON, or a text that is all of the reply; a page of HTML is none."""
+        """JSON, or a text that is all of the reply."""
         text = body.removeprefix(BOM).strip()
-        try:
-            reply = parse(text) if text.startswith(b"{") else None
-        except orjson.JSONDecodeError:
-            reply = None
-        if not isinstance(reply, dict):
-            count = 0 if text[:5].lower() in (b"<html", b"<!doc") else max(1, tokens_from_bytes(len(text)))
-            return ReplySeen(None, lambda: count, False)
+        reply = parse_reply(text) if text.startswith(b"{") else None
+        if reply is None:
+            looked = LargeReply()
+            looked.feed(text)
+            count = max(1, tokens_from_bytes(len(text)))
+            return ReplySeen(looked.usage if looked.is_complete else None, lambda: count, False)
         usage = reply.get("usage")
         if not isinstance(usage, dict):
             duration = reply.get("duration")
@@ -128,7 +126,7 @@ class TranscriptionEndpoint:
             return None
         details = usage.get("input_token_details") or usage.get("input_tokens_details")
         reading = read_token_usage(usage, limits)
-        if reading is None or details:
+        if reading is None or (isinstance(details, dict) and ("text_tokens" in details or "audio_tokens" in details)):
             return reading
         # Nobody says which were text: nearly all of them are sound, which costs more.
         quantities = dict(reading.quantities)

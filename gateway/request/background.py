@@ -5,8 +5,9 @@ the model's limits, the price, the bounds of the request and the hold. What sett
 once, whoever sees its end first: the stream that brought it, its client that asks for it, or the service that looks.
 
 What it is charged: its usage; ended without usage, what a reply without usage is charged; failed or cancelled without
-usage, nothing. One that has not ended after `background_total_seconds`, or that its upstream lost, has worked for
-nobody knows how long, and its hold was placed for just that: its ceiling, but where missing usage is free.
+usage, an estimate of the output that was seen, or nothing where none was. One that has not ended after
+`background_total_seconds`, or that its upstream lost, has worked for nobody knows how long, and its hold was placed for
+just that: its ceiling, but where missing usage is free.
 """
 
 import logging
@@ -30,7 +31,7 @@ from gateway.errors import LedgerUnavailable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer
 from gateway.request.hold import Hold, Holds
-from gateway.request.meter import Ending, Seen, meter, void
+from gateway.request.meter import Ending, Seen, estimate, meter, void
 from gateway.request.owned import Owned
 from gateway.request.settle import Settler
 from gateway.settings import UpstreamSettings
@@ -118,7 +119,11 @@ class Background:
         if owner.unsettled is None:
             return True
         seen = self._endpoint.read_reply(body)
-        if seen.made is None or not seen.made.is_ended or seen.made.response_id != owner.response_id:
+        if seen.made is None or seen.made.response_id != owner.response_id:
+            return False
+        if not seen.made.is_ended:
+            if output_count := seen.count_output():
+                await self._owned.relayed(owner, output_count)
             return False
         offer, hold = await self._restored(owner, owner.unsettled)
         charge_seen = Seen(
@@ -134,9 +139,16 @@ class Background:
             if not is_last:
                 return False
             if (status := _status(body)) in ("cancelled", "failed"):
-                charge = void(f"background_{status}")
+                # What its client has been sent is not free because it cancels the rest.
+                output_count = max(seen.count_output(), int(owner.unsettled.get("relayed", 0)))
+                reason = f"background_{status}"
+                charge = estimate(offer, hold, output_count, reason) if output_count else void(reason)
         await self._settle(owner, offer, hold, charge)
         return True
+
+    async def relayed(self, owner: Owner, output_count: int) -> None:
+        """Its client has been sent so much of it."""
+        await self._owned.relayed(owner, output_count)
 
     async def look(self, owner: Owner) -> bool:
         """Ask the upstream for one; whether it is settled. Raises LedgerAway."""
@@ -249,9 +261,11 @@ class Keeping:
         if self.owner is not None and self.owner.unsettled is not None:
             spawn(self._owned.look_later(self.owner, _STREAM_SECONDS), name="look later")
 
-    async def hand_over(self) -> None:
-        """Its call is over."""
+    async def hand_over(self, output_count: int) -> None:
+        """Its call is over, after so much output."""
         if self._offer.request.stream and self.owner is not None:
+            if output_count:
+                await self._owned.relayed(self.owner, output_count)
             await self._owned.look_later(self.owner, _LOOK_SECONDS)
 
     async def settled(self) -> None:

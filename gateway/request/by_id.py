@@ -12,6 +12,7 @@ from gateway.db.pool import Database
 from gateway.db.responses import Owner
 from gateway.endpoints.endpoint import Changes
 from gateway.endpoints.responses import InputTokensEndpoint, ResponsesEndpoint
+from gateway.endpoints.responses_stream import ResponsesStream
 from gateway.errors import Overloaded, ResponseNotFound, ResponseUnfinished, Stopping
 from gateway.metrics import Metrics
 from gateway.request.admit import admit
@@ -55,8 +56,16 @@ async def about(
         # Once it is gone nobody could tell what it used.
         raise ResponseUnfinished
     path = path_of(owner.response_id, _BELOW.get(what)) + (f"?{query}" if query else "")
-    heard = _heard(gateway, owner) if what in (What.GET, What.CANCEL) and owner.unsettled is not None else None
-    return await _passed(gateway, passing, what, upstream, (_METHODS[what], path, inbound.headers, b""), client, heard)
+    asked = (_METHODS[what], path, inbound.headers, b"")
+    if what not in (What.GET, What.CANCEL) or owner.unsettled is None:
+        return await _passed(gateway, passing, what, upstream, asked, client)
+    reader = ResponsesStream()
+    try:
+        return await _passed(gateway, passing, what, upstream, asked, client, _heard(gateway, owner), reader.feed)
+    finally:
+        # Asked for as a stream it is not settled here, but what came of it counts, should it be cancelled.
+        if output_count := reader.output_tokens_estimate():
+            await gateway.kept.background.relayed(owner, output_count)
 
 
 async def count_input_tokens(gateway: Gateway, passing: Passing, inbound: Inbound, client: Client) -> Finish:
@@ -78,7 +87,7 @@ async def count_input_tokens(gateway: Gateway, passing: Passing, inbound: Inboun
     model = route.model if route.model != offer.request.model else None
     sent = _INPUT_TOKENS.upstream_body(body, Changes(model))
     asked = ("POST", "/responses/input_tokens", inbound.headers, sent)
-    return await _passed(gateway, passing, What.INPUT_TOKENS, route.upstream, asked, client, None)
+    return await _passed(gateway, passing, What.INPUT_TOKENS, route.upstream, asked, client)
 
 
 async def _authenticated(gateway: Gateway, inbound: Inbound) -> Principal:
@@ -96,13 +105,14 @@ async def _passed(
     upstream: UpstreamSettings,
     asked: tuple[str, str, Mapping[str, str], bytes],
     client: Client,
-    heard: Callable[[bytes], Awaitable[None]] | None,
+    heard: Callable[[bytes], Awaitable[None]] | None = None,
+    seen: Callable[[bytes], object] = len,
 ) -> Finish:
     gateway.metrics.passed_by_id.labels(what).inc()
     call = Call(client, drain_seconds=0.0)  # nothing is read on for a client that left
     gateway.watch.enter(call)
     try:
-        return await passing.pass_on(upstream, *asked, call, heard)
+        return await passing.pass_on(upstream, *asked, call, heard, seen)
     finally:
         gateway.watch.leave(call)
 

@@ -214,7 +214,7 @@ async def _held(gateway: Gateway, path: str, inbound: Inbound, client: Client, o
     if keeping is not None and keeping.goes_on(relayed.made):
         # Its hold stays open, and its end settles it (gateway/request/background.py).
         gateway.holds.renew(hold, cost_picos=0, cost_nanos=0, usage={})
-        await keeping.hand_over()
+        await keeping.hand_over(relayed.seen.count_output())
         return _handed_over(offer, relayed)
     charge = _metered(gateway, offer, hold, relayed.seen)
     if points.armed:

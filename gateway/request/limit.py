@@ -13,6 +13,7 @@ import asyncio
 import sys
 
 from gateway.core.ceiling import Slice
+from gateway.core.usage import proof_above
 from gateway.db.lanes import Answer, Outcome
 from gateway.endpoints.endpoint import Output, StreamReader
 from gateway.errors import Failure, UpstreamUnusable
@@ -24,18 +25,13 @@ _ANSWER_SECONDS_MAX = 2.0
 _NEVER = sys.maxsize
 
 
-def _proof_tokens(output_tokens_max: int) -> int:
-    """How many tokens, by an estimate that may be several times too high, are proof that a cap was ignored."""
-    return 4 * output_tokens_max + 64
-
-
 class Limit:
     """The limit of a stream whose whole ceiling is held. Output tokens are those of all choices together."""
 
     __slots__ = ("_allowed", "_bytes", "_next_bytes")
 
     def __init__(self, output_tokens_max: int) -> None:
-        self._allowed = _proof_tokens(output_tokens_max)
+        self._allowed = proof_above(output_tokens_max)
         self._bytes = 0
         self._next_bytes = 4 * self._allowed
 
@@ -151,7 +147,7 @@ class GrowingLimit(Limit):
         whole, covered = bounds.output_tokens_max, bounds.affordable_output_tokens(self._hold.granted_nanos)
         self._is_whole = covered == whole
         if self._is_whole:
-            self._allowed, self._ask_at = _proof_tokens(whole * choices), _NEVER
+            self._allowed, self._ask_at = proof_above(whole * choices), _NEVER
         else:
             self._allowed = covered * choices
             self._ask_at = self._allowed - self._slice.tokens * choices // 2

@@ -23,13 +23,14 @@ from gateway.core.pricing import (
     priced_alternatives,
     without_alternatives,
 )
-from gateway.core.usage import InvalidUsage, Limits, Reading
+from gateway.core.usage import InvalidUsage, Limits, Reading, proof_above
 from gateway.endpoints.endpoint import Output
 from gateway.request.admit import Offer
 from gateway.request.hold import Hold
 
 # In how many parts what was asked for is cut where even that is more than the hold.
 _PARTS = 10_000
+_BOUND_BY_REQUEST = (Meter.AUDIO_MILLISECONDS, Meter.AUDIO_INPUT, Meter.AUDIO_OUTPUT, Meter.IMAGE_OUTPUT)
 
 
 class Ending(StrEnum):
@@ -85,6 +86,7 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
             reading = offer.endpoint.read_usage(seen.usage, _limits(offer))
             chosen = None if reading is None else _chosen(offer, reading)
             if chosen is not None:
+                _refuse_impossible(offer, chosen)
                 return _exact(offer, chosen, _terms(offer, seen), "reported", reason)
         except (InvalidUsage, Unpriced, CostOutOfRange):
             return _without_usage(offer, hold, seen, "usage_invalid")
@@ -94,6 +96,14 @@ def meter(offer: Offer, hold: Hold, seen: Seen) -> Charge:
             return void(seen.ending.value)
         return estimate(offer, hold, seen.count_output(), seen.ending.value, _terms(offer, seen))
     return _without_usage(offer, hold, seen, "usage_missing")
+
+
+def _refuse_impossible(offer: Offer, reading: Reading) -> None:
+    """Raises InvalidUsage for more sound or images than can come of this request; no limit of the model bounds them."""
+    if extra := offer.request.extra_max:
+        for meter_ in _BOUND_BY_REQUEST:
+            if meter_ in extra and reading.quantities.get(meter_, 0) > proof_above(extra[meter_]):
+                raise InvalidUsage(f"{meter_} is several times what was asked for")
 
 
 def _chosen(offer: Offer, reading: Reading) -> Reading | None:

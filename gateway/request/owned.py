@@ -90,6 +90,13 @@ class Owned:
         except LedgerAway:
             _log.warning("a settled response is looked at once more", extra={"fields": {"hold": owner.hold_id}})
 
+    async def relayed(self, owner: Owner, output_count: int) -> None:
+        """Keep how much of an unsettled one its client has been sent: cancelled, it is charged for that."""
+        try:
+            await store.relayed(self._database, owner, output_count)
+        except LedgerAway:
+            _log.warning("what was relayed of a response is not kept", extra={"fields": {"hold": owner.hold_id}})
+
     async def look_later(self, owner: Owner, seconds: float) -> None:
         """Look at an unsettled one after so many seconds; if that cannot be said now, then in its time."""
         try:

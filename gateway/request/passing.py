@@ -61,8 +61,10 @@ class Passing:
         body: bytes,
         call: Call,
         heard: Callable[[bytes], Awaitable[None]] | None = None,
+        seen: Callable[[bytes], object] = len,
     ) -> Finish:
-        """The upstream's reply, on its way to the client. `heard` is given one that was read whole, before it is sent.
+        """The upstream's reply, on its way to the client. `heard` is given one that was read whole, before it is sent;
+        `seen` the pieces of any other, before each is.
 
         Raises UpstreamTimedOut, UpstreamUnreachable, UpstreamFailed, UpstreamUnusable.
         """
@@ -82,7 +84,7 @@ class Passing:
             call.first_byte_by_seconds = 0.0
         call.begin_reading(reply, idle_seconds=upstream.idle_seconds, total_seconds=upstream.total_seconds)
         try:
-            return await self._receive(upstream, reply, call, heard)
+            return await self._receive(upstream, reply, call, heard, seen)
         finally:
             call.end_reading()
             reply.release()
@@ -113,6 +115,7 @@ class Passing:
         reply: Reply,
         call: Call,
         heard: Callable[[bytes], Awaitable[None]] | None,
+        seen: Callable[[bytes], object],
     ) -> Finish:
         status = reply.status
         if not (200 <= status < 300 or status >= 400):
@@ -125,7 +128,7 @@ class Passing:
             inflater = Inflater.of(reply.headers.get("Content-Encoding"))
         except UnknownEncoding as error:
             headers["Content-Encoding"] = str(error)
-            inflater, heard = None, None
+            inflater, heard, seen = None, None, len
         is_stream = status < 300 and headers.get("Content-Type", "").lower().startswith("text/event-stream")
         pieces: list[bytes] = []
         size, started = 0, False
@@ -139,6 +142,7 @@ class Passing:
                     data = b"".join((*pieces, data))
                     pieces.clear()
                 if started:
+                    seen(data)
                     await call.client.write(data)
                 else:
                     pieces.append(data)

@@ -19,6 +19,7 @@ from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
 from gateway.core.usage_json import LargeReply
 from gateway.endpoints.endpoint import (
+    NOTHING_SEEN,
     Endpoint,
     LargeReader,
     Made,
@@ -182,7 +183,8 @@ class Relay:
                 *relayed.pieces, relayed.rest = chunks
             else:
                 relayed.rest = b"".join(chunks)
-                reply = offer.endpoint.read_reply(relayed.rest)
+                is_page = _is_page(response, relayed.rest)
+                reply = NOTHING_SEEN if is_page else offer.endpoint.read_reply(relayed.rest)
             await _note(call, relayed, reply.made, route.upstream)
             seen = _seen_whole(reply, relayed)
         else:
@@ -288,6 +290,13 @@ def _end_stream(ending: Ending, rest: bytes, reader: StreamReader, call: Call, r
         count_output=reader.output_tokens_estimate,
         service_tier=reader.service_tier,
     )
+
+
+def _is_page(response: Reply, body: bytes) -> bool:
+    """Whether this is a page for people, as a proxy between us and the upstream sends. What is JSON all the same, or
+    only looks like a page, is a reply."""
+    kind = response.headers.get("Content-Type", "").lower()
+    return kind.startswith("text/html") and not body.removeprefix(BOM).lstrip().startswith(b"{")
 
 
 def _looker(endpoint: Endpoint) -> WholeReader | None:

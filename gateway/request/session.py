@@ -20,7 +20,7 @@ from gateway.endpoints.realtime import (
     Extent,
     Sound,
 )
-from gateway.endpoints.realtime_events import FromUpstream, Kind, read_upstream, without_event_id
+from gateway.endpoints.realtime_events import FromUpstream, Kind, read_upstream, with_error_id
 from gateway.endpoints.realtime_frames import FromClient, event_id_of, read_client, with_event_id
 from gateway.errors import Failure, MalformedRequest, Refused, SessionEnded, Stopping, UpstreamUnusable
 from gateway.request.meter import Ending
@@ -197,11 +197,9 @@ class Session:
             cap = self._offers.own_cap(frame)
             await self.responses.ready(lambda: (self._need(cap), len(self._promised) + 1 if frame.starts else 1))
             if frame.starts:
-                event_id = frame.event_id
-                if event_id is None or event_id in self._promised:
-                    # By its id an error is known to be about this one.
-                    event_id = _OUR_IDS + new_id()
-                    data = with_event_id(frame, data, event_id)
+                # By its id an error is known to be about this frame; the client's own may be that of others, too.
+                event_id = f"{_OUR_IDS}{new_id()}:{frame.event_id or ''}"
+                data = with_event_id(frame, data, event_id)
                 self._promised[event_id] = self._need(cap).output_tokens
         if self._conversation.transcription is not None and frame.type.startswith("input_audio_buffer."):
             if self._offers.has_changed(self.transcriptions.spares):
@@ -259,7 +257,7 @@ class Session:
             if self._promised.pop(seen.id, None) is not None:
                 self._payer.released.set()
             if seen.id.startswith(_OUR_IDS):
-                return without_event_id(data)
+                return with_error_id(data, seen.id.partition(":")[2] or None)
         return data
 
     async def _created(self, key: str) -> None:

@@ -48,6 +48,13 @@ UPDATE response_owners SET look_at = now() + make_interval(secs => $3)
 WHERE wallet_id = $1 AND response_id = $2 AND look_at IS NOT NULL
 RETURNING response_id;
 
+-- name: response_relayed
+-- Keep the most output that was counted on its way to the client of an unsettled response.
+UPDATE response_owners
+SET unsettled = unsettled || jsonb_build_object('relayed', greatest($3, coalesce((unsettled ->> 'relayed')::bigint, 0)))
+WHERE wallet_id = $1 AND response_id = $2 AND look_at IS NOT NULL
+RETURNING response_id;
+
 -- name: response_settled
 -- Nothing is left to be settled of the response of this hold.
 UPDATE response_owners SET unsettled = NULL, look_at = NULL

@@ -93,3 +93,15 @@ async def test_nothing_is_known_while_the_ledger_is_away() -> None:
     with pytest.raises(LedgerAway):
         await own(nowhere, owner())
     await nowhere.close()
+
+
+async def test_the_most_that_was_relayed_of_an_unsettled_one_is_kept(database: Database) -> None:
+    mine = owner(unsettled={"input": 7})
+    await own(database, mine)
+    for count in (5, 9, 3):
+        assert await store.relayed(database, mine, count)
+    found = await store.owner(database, WALLET, "resp_1")
+    assert found is not None
+    assert found.unsettled == {"input": 7, "relayed": 9}
+    await store.settled(database, WALLET, "resp_1", mine.hold_id)
+    assert not await store.relayed(database, mine, 99)

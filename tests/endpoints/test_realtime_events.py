@@ -3,13 +3,16 @@
 import orjson
 import pytest
 
-from gateway.endpoints.realtime_events import FromUpstream, Kind, read_upstream, without_event_id
+from gateway.endpoints.realtime_events import FromUpstream, Kind, read_upstream, with_error_id
 from tests.support.realtime import frame
 
 
-def test_an_error_about_a_frame_that_had_no_id() -> None:
+@pytest.mark.parametrize("event_id", [None, "the client's"])
+def test_an_error_is_about_the_frame_as_its_client_named_it(event_id: str | None) -> None:
     error = frame("error", error={"code": "x", "event_id": "ours"})
-    assert orjson.loads(without_event_id(error))["error"] == {"code": "x", "event_id": None}
+    assert orjson.loads(with_error_id(error, event_id))["error"] == {"code": "x", "event_id": event_id}
+    deep = b'{"type":"error","error":{"event_id":"ours","x":' + b"[" * 400 + b"]" * 400 + b"}}"
+    assert with_error_id(deep, event_id) is deep
 
 
 @pytest.mark.parametrize(

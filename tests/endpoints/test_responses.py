@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Meter
-from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest, Output
+from gateway.endpoints.endpoint import Changes, Endpoint, InvalidRequest, Made, Output
 from gateway.endpoints.responses import CompactEndpoint, ResponsesEndpoint
+from gateway.endpoints.responses_stream import ResponsesStream
 from gateway.errors import Refused
 from gateway.request.admit import Offer, admit
 from gateway.request.meter import Ending, Seen, meter
@@ -241,3 +242,12 @@ def test_no_truthful_usage_costs_more_than_the_ceiling(members: dict[str, Any], 
     reply = response_json(usage=usage, service_tier=tier, tool_usage={"web_search": {"num_requests": searches}})
     if tokens_in or usage["output_tokens"]:
         assert charged(offer, reply, "json") <= offer.ceiling.nanos
+
+
+@pytest.mark.parametrize("status", [[], {}, 5, True])
+def test_a_status_that_is_none_says_that_it_goes_on(status: object) -> None:
+    seen = ENDPOINT.read_reply(orjson.dumps({"id": "resp_1", "status": status}))
+    assert seen.made == Made("resp_1", is_ended=False)
+    stream = ResponsesStream()
+    stream.feed(b"data: " + orjson.dumps({"type": status, "response": {"id": "resp_1"}}) + b"\n\n")
+    assert not stream.ended

@@ -91,9 +91,11 @@ async def test_a_client_that_polls_sees_what_the_upstream_says(shop: Shop) -> No
         ({"status": "incomplete"}, EXACT, "reported", None),
         ({"status": "failed"}, EXACT, "reported", None),
         ({"status": "cancelled"}, EXACT, "reported", None),
-        ({"status": "failed", "usage": None}, 0, "none", "background_failed"),
-        ({"status": "cancelled", "usage": None}, 0, "none", "background_cancelled"),
+        ({"status": "failed", "usage": None, "output": []}, 0, "none", "background_failed"),
+        ({"status": "cancelled", "usage": None, "output": []}, 0, "none", "background_cancelled"),
         # "Say something kind." are 19 bytes.
+        ({"status": "failed", "usage": None}, PROMPT + 4 * 5, "estimated", "background_failed"),
+        ({"status": "cancelled", "usage": None}, PROMPT + 4 * 5, "estimated", "background_cancelled"),
         ({"status": "completed", "usage": None}, PROMPT + 4 * 5, "estimated", "usage_missing"),
         ({"status": "completed", "usage": usage_json(10, -1)}, PROMPT + 4 * 5, "estimated", "usage_invalid"),
     ],
@@ -116,6 +118,32 @@ async def test_what_is_cancelled_is_charged_by_what_it_says_of_itself(shop: Shop
     assert await shop.running.usage(shop.wallet_id) == []
     assert await look(shop, response_id)
     await shop.resolved(0, "none", "background_cancelled")
+
+
+async def test_what_was_streamed_before_it_is_cancelled_is_not_free(shop: Shop) -> None:
+    shop.upstream.next(Honest(after_events=8, stall=True))
+    seen = b""
+    async with shop.post(background=True, stream=True) as response:
+        while b"output_text.done" not in seen:
+            seen += await response.content.readany()
+        response_id = next(reversed(shop.upstream.kept))
+        async with shop.ask("POST", f"{response_id}/cancel") as cancelled:
+            assert cancelled.status == 200
+    await settled_by_itself(shop)
+    prompt = -(-len(orjson.dumps({**BODY, "background": True, "stream": True})) // 4)
+    await shop.resolved(prompt + 4 * 5, "estimated", "background_cancelled")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_was_read_before_it_is_cancelled_is_not_free(shop: Shop, stream: bool) -> None:
+    response_id = await begun(shop)
+    kept, end = shop.upstream.kept[response_id], shop.upstream.ends[response_id]
+    shop.upstream.kept[response_id] = {**kept, "status": "in_progress", "output": [] if stream else end["output"]}
+    async with shop.get(response_id, **({"stream": "true"} if stream else {})) as response:
+        assert b"kind" in await response.read()
+    shop.upstream.kept[response_id] = {**kept, "status": "cancelled", "output": []}
+    assert await look(shop, response_id)
+    await shop.resolved(PROMPT + 4 * 5, "estimated", "background_cancelled")
 
 
 async def test_nobody_may_delete_what_is_not_settled(shop: Shop) -> None:

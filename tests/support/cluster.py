@@ -220,11 +220,11 @@ class Cluster:
     def stand_together(self) -> None:
         """Wait until the standby streams; from then on no commit is answered before the standby has it."""
         asked = f"SELECT count(*) FROM pg_stat_replication WHERE application_name = '{self.standby.name}'"
-        assert wait_until(lambda: self._finds_one(f"{asked} AND state = 'streaming'"), STEP_SECONDS_MAX), "no stream"
+        assert wait_until(lambda: self.finds_one(f"{asked} AND state = 'streaming'"), STEP_SECONDS_MAX), "no stream"
         self.primary.reload(synchronous_standby_names=self.standby.name)
-        assert wait_until(lambda: self._finds_one(f"{asked} AND sync_state = 'sync'"), STEP_SECONDS_MAX), "not sync"
+        assert wait_until(lambda: self.finds_one(f"{asked} AND sync_state = 'sync'"), STEP_SECONDS_MAX), "not sync"
 
-    def _finds_one(self, statement: str) -> bool:
+    def finds_one(self, statement: str) -> bool:
         """Whether a count is 1; a server that cannot be asked now, such as one without a free connection, says no."""
         try:
             return self.ask(statement) == "1"

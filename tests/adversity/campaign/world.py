@@ -223,8 +223,9 @@ def make_well(cluster: Cluster) -> None:
 
 def _is_alone(cluster: Cluster) -> bool:
     """Whether the standby does not follow this primary, such as after a promotion."""
-    asked = "SELECT count(*) FROM pg_stat_replication"
-    return not eventually_true(lambda: cluster.ask(asked) == "1", 1.0)
+    # Another fault may have taken all connections for a moment.
+    eventually_true(lambda: cluster.finds_one("SELECT 1"), 10.0)
+    return not eventually_true(lambda: cluster.finds_one("SELECT count(*) FROM pg_stat_replication"), 1.0)
 
 
 def eventually_true(condition: Any, seconds: float) -> bool:
