@@ -23,6 +23,11 @@ class Pace:
         self._work = Mean()
         self._worked_seconds = 0.0
 
+    @property
+    def statement_seconds(self) -> float:
+        """How long a statement takes, by the mean."""
+        return self._statement.mean
+
     def answered(self, operations: int, statement_seconds: float, worked_seconds: float) -> None:
         """A statement was answered. `worked_seconds` is the CPU time of the process so far."""
         self._statement.add(statement_seconds)

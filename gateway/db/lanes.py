@@ -24,6 +24,8 @@ _RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _RETRY_SECONDS_MAX = 0.2
 # How often an operation may go unanswered, alone, while others are answered, before it is taken for the cause.
 _STRIKES_MAX = 6
+_IDLE_TURN_SECONDS = 0.00005  # of an event loop that has nothing to do
+_GATHER_SECONDS_MAX = 0.005
 _HURRY_WAIT_SECONDS = 0.25
 _HURRY_STATEMENT_SECONDS = 0.5
 
@@ -199,12 +201,17 @@ class Lane:
             self._connection.terminate()
 
     async def _gather(self) -> None:
-        """Let what is ready run before the next statement, as long as that makes it larger. At rest nobody waits."""
+        """Let what is ready run before the next statement, as long as that makes it larger, or, for as long as a
+        statement takes, while the loop has other work: the ledger may rest meanwhile. At rest nobody waits."""
         wanted = self._pace.wanted(len(self._queue), self.calls_in_flight())
-        before = -1
-        while before < len(self._queue) < wanted:
-            before = len(self._queue)
+        began = turned = time.perf_counter()
+        while (before := len(self._queue)) < wanted:
             await asyncio.sleep(0)
+            now = time.perf_counter()
+            may_wait = now - began < min(self._pace.statement_seconds, _GATHER_SECONDS_MAX)
+            if len(self._queue) == before and not (may_wait and now - turned > _IDLE_TURN_SECONDS):
+                break
+            turned = now
 
     def _is_connected(self) -> bool:
         return self._connection is not None and not self._connection.is_closed()
