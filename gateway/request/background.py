@@ -31,7 +31,7 @@ from gateway.errors import LedgerUnavailable
 from gateway.metrics import Metrics
 from gateway.request.admit import Offer
 from gateway.request.hold import Hold, Holds
-from gateway.request.meter import Ending, Seen, estimate, meter, void
+from gateway.request.meter import Ending, Seen, meter
 from gateway.request.owned import Owned
 from gateway.request.settle import Settler
 from gateway.settings import UpstreamSettings
@@ -139,16 +139,12 @@ class Background:
             if not is_last:
                 return False
             if (status := _status(body)) in ("cancelled", "failed"):
-                # What its client has been sent is not free because it cancels the rest.
+                # As of a reply that broke: what its client has been sent is not free because it cancels the rest.
                 output_count = max(seen.count_output(), int(owner.unsettled.get("relayed", 0)))
-                reason = f"background_{status}"
-                charge = estimate(offer, hold, output_count, reason) if output_count else void(reason)
+                broke = charge_seen._replace(ending=Ending.BROKE, usage=None, count_output=lambda: output_count)
+                charge = meter(offer, hold, broke)._replace(reason=f"background_{status}")
         await self._settle(owner, offer, hold, charge)
         return True
-
-    async def relayed(self, owner: Owner, output_count: int) -> None:
-        """Its client has been sent so much of it."""
-        await self._owned.relayed(owner, output_count)
 
     async def look(self, owner: Owner) -> bool:
         """Ask the upstream for one; whether it is settled. Raises LedgerAway."""

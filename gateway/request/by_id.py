@@ -65,7 +65,7 @@ async def about(
     finally:
         # Asked for as a stream it is not settled here, but what came of it counts, should it be cancelled.
         if output_count := reader.output_tokens_estimate():
-            await gateway.kept.background.relayed(owner, output_count)
+            await gateway.kept.owned.relayed(owner, output_count)
 
 
 async def count_input_tokens(gateway: Gateway, passing: Passing, inbound: Inbound, client: Client) -> Finish:

@@ -146,6 +146,15 @@ async def test_what_was_read_before_it_is_cancelled_is_not_free(shop: Shop, stre
     await shop.resolved(PROMPT + 4 * 5, "estimated", "background_cancelled")
 
 
+async def test_what_was_seen_of_a_cancelled_one_costs_what_its_upstream_costs(shop: Shop) -> None:
+    response_id = await begun(shop)
+    uplift = """UPDATE response_owners SET unsettled = jsonb_set(unsettled, '{bp}', '20000') WHERE wallet_id = $1"""
+    await execute(shop, uplift)
+    shop.upstream.finish(status="cancelled", usage=None)
+    assert await look(shop, response_id)
+    await shop.resolved(2 * (PROMPT + 4 * 5), "estimated", "background_cancelled")
+
+
 async def test_nobody_may_delete_what_is_not_settled(shop: Shop) -> None:
     response_id = await begun(shop)
     async with shop.ask("DELETE", response_id) as response:
