@@ -99,7 +99,7 @@ async def test_a_cancelled_wait_for_the_standby_is_not_an_answer(database_url: s
     ):
         hold_id = new_id()
         await bench.lane.submit(bench.hold(hold_id))
-        await standbys(other, "nobody")
+        await standbys(database_url, other, "nobody")
         try:
             answer = bench.lane.submit(bench.settle(hold_id, 60))
             async with asyncio.timeout(10):
@@ -112,7 +112,7 @@ async def test_a_cancelled_wait_for_the_standby_is_not_an_answer(database_url: s
             assert bench.observer.failures == ["unknown"]
             assert not answer.done()
         finally:
-            await standbys(other, "")
+            await standbys(database_url, other, "")
         assert (await answer)[:2] == (Outcome.ALREADY_SETTLED, 60)
         assert await bench.wallet() == (940, 0)
 

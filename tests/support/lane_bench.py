@@ -120,6 +120,7 @@ CREATE TRIGGER poison BEFORE INSERT ON holds FOR EACH ROW EXECUTE FUNCTION poiso
 CANCEL_WAITS = """
 SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()
 """
+COMMIT = "SELECT pg_current_xact_id(), pg_logical_emit_message(true, '', '')"
 
 
 def name_of(dsn: str) -> str:
@@ -138,10 +139,25 @@ async def altered(dsn: str, *settings: str) -> AsyncIterator[asyncpg.Connection]
         await other.close()
 
 
-async def standbys(other: asyncpg.Connection, names: str) -> None:
+async def standbys(dsn: str, other: asyncpg.Connection, names: str) -> None:
     """Name the synchronous standbys of the server; other databases of it do not wait for them."""
     await other.execute("SET synchronous_commit = off")
     await other.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
     await other.execute("SELECT pg_reload_conf()")
     while await other.fetchval("SHOW synchronous_standby_names") != names:
         await asyncio.sleep(0.01)
+    while names and not await _a_commit_waits(dsn, other):
+        await asyncio.sleep(0.01)
+
+
+async def _a_commit_waits(dsn: str, other: asyncpg.Connection) -> bool:
+    """Whether commits wait yet: they do at the checkpointer's word, which reads the settings in its own time."""
+    probe = await asyncpg.connect(dsn)
+    commit = spawn(probe.execute(COMMIT), name="commit")
+    waited = False
+    while not commit.done():
+        waited = bool(await other.fetch(CANCEL_WAITS)) or waited
+        await asyncio.sleep(0.01)
+    await commit
+    await probe.close()
+    return waited
