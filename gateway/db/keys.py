@@ -95,7 +95,7 @@ class Watcher:
                         if not await connection.fetchval(queries()["database_writable"]):
                             raise LedgerAway("takes no writes")
             except Exception as error:
-                if not (isinstance(error, (LedgerAway, asyncpg.PostgresError)) or is_away(error, connection)):
+                if not (isinstance(error, asyncpg.PostgresError) or is_away(error, connection)):
                     raise
             finally:
                 self.live = False

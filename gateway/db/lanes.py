@@ -297,15 +297,13 @@ class Lane:
 
     async def _failed(self, connection: asyncpg.Connection, batch: list[Operation], error: Exception) -> None:
         state = getattr(error, "sqlstate", None) or ""
-        if state in RETRIED_STATES:
-            # Rolled back whole for the sake of another: asked again whole.
+        if state in RETRIED_STATES:  # rolled back whole for the sake of another: asked again whole
             self._observer.statement_failed("retried")
             self._queue.extendleft(reversed(batch))
             await asyncio.sleep(min(self._pause_seconds(), _RETRY_SECONDS_MAX))
             self._failures += 1
             self._give_up()
-        elif isinstance(error, LedgerAway) or is_away(error, connection):
-            # Whether the batch took effect is unknown. It is asked again, first, with the same ids.
+        elif is_away(error, connection):  # whether the batch took effect is unknown: asked again, first, with its ids
             self._observer.statement_failed("unknown")
             connection.terminate()
             self._unanswered += 1
@@ -345,7 +343,9 @@ class Lane:
         try:
             await connection.fetchval(queries()["lane_probe"])
             self._refuse_doubts()
-        except (LedgerAway, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        except Exception as error:
+            if not (isinstance(error, asyncpg.PostgresError) or is_away(error, connection)):
+                raise
             self._mark_away()
             connection.terminate()
             return False

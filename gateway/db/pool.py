@@ -41,9 +41,10 @@ def is_away(error: BaseException, connection: Connection | None = None) -> bool:
     """
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_AWAY_STATES)
-    if isinstance(error, asyncpg.InterfaceError):
+    # A statement has two steps, and one that is dropped between them fails in the driver's own attributes.
+    if isinstance(error, (asyncpg.InterfaceError, AttributeError)):
         return connection is not None and _is_lost(connection)
-    return isinstance(error, (OSError, TimeoutError, asyncpg.InternalClientError))
+    return isinstance(error, (LedgerAway, OSError, TimeoutError, asyncpg.InternalClientError))
 
 
 def _is_lost(connection: Connection) -> bool:

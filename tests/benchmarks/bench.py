@@ -37,7 +37,7 @@ from tests.benchmarks.client import (
     paused_replies,
 )
 from tests.benchmarks.farebox import Farebox, start_farebox
-from tests.benchmarks.ledger import group_commit_ms, lane_vs_single
+from tests.benchmarks.ledger import GroupCommits, group_commits, lane_vs_single
 from tests.benchmarks.load import Measured, check, measure_calls, measure_row, measure_streams
 from tests.benchmarks.processes import cpu_seconds, descriptors, listening, rss_bytes, tree, wait_for_descriptors
 from tests.benchmarks.rows import LARGE_BYTES, LARGE_MODEL, served_rows
@@ -145,33 +145,50 @@ async def measure(options: Options, console: Console, subjects: list[Subject], f
         results.large_reply_kb[subject.target.name] = await measure_large_replies(subject)
     for target in targets:
         await measure_calls(target, connections=16, seconds=1)
-    for number in range(options.rounds):
-        # Who comes first has the machine as the other left it: a burst of writing, a clock that was slowed down.
-        turns = subjects if number % 2 == 0 else subjects[::-1]
-        for count in report.CHAT_CONNECTIONS:
-            for subject in turns:
-                console.print(f"round {number + 1}: chat, {count} at once, {subject.target.name}")
-                sample = await _sample(subject, count, options.seconds, measure_calls)
-                results.samples.setdefault((f"chat_c{count}", subject.target.name), []).append(sample)
-        for subject in turns:
-            console.print(f"round {number + 1}: streams, {report.STREAM_CONNECTIONS} at once, {subject.target.name}")
-            sample = await _sample(subject, report.STREAM_CONNECTIONS, options.seconds, measure_streams)
-            results.samples.setdefault((report.STREAM_ROW, subject.target.name), []).append(sample)
-        for row, subject in itertools.product(rows, turns):
-            console.print(f"round {number + 1}: {row.name}, {row.connections} at once, {subject.target.name}")
-            sample = await _sample(subject, row.connections, options.seconds, partial(measure_row, row))
-            results.samples.setdefault((row.name, subject.target.name), []).append(sample)
-        console.print(f"round {number + 1}: {options.calls} single calls each, taking turns")
-        for name, latencies in (await asyncio.to_thread(alternate, targets, options.calls)).items():
-            results.latencies.setdefault(name, []).extend(latencies)
     with farebox.database() as dsn:
+        async with group_commits(dsn) as commits:
+            for number in range(options.rounds):
+                await _round(options, console, subjects, number, commits, results)
         results.commit_ms, results.postgresql = await measure_commit(dsn)
-        results.group_commit_ms = await group_commit_ms(dsn)
         console.print("the lane against one statement per operation")
         lane, single = await lane_vs_single(dsn, seconds=options.seconds)
         console.print(f"one hot wallet, 64 callers: lane {lane:,.0f} calls/s, single {single:,.0f} calls/s")
         results.lane_vs_single = lane / single
     return results
+
+
+async def _round(
+    options: Options,
+    console: Console,
+    subjects: list[Subject],
+    number: int,
+    commits: GroupCommits,
+    results: report.Results,
+) -> None:
+    """Every row once for each target."""
+    # Who comes first has the machine as the other left it: a burst of writing, a clock that was slowed down.
+    turns = subjects if number % 2 == 0 else subjects[::-1]
+    for count in report.CHAT_CONNECTIONS:
+        for subject in turns:
+            console.print(f"round {number + 1}: chat, {count} at once, {subject.target.name}")
+            sample = await _sample(subject, count, options.seconds, measure_calls)
+            results.samples.setdefault((f"chat_c{count}", subject.target.name), []).append(sample)
+    for subject in turns:
+        console.print(f"round {number + 1}: streams, {report.STREAM_CONNECTIONS} at once, {subject.target.name}")
+        sample = await _sample(subject, report.STREAM_CONNECTIONS, options.seconds, measure_streams)
+        results.samples.setdefault((report.STREAM_ROW, subject.target.name), []).append(sample)
+    for row, subject in itertools.product(served_rows(), turns):
+        console.print(f"round {number + 1}: {row.name}, {row.connections} at once, {subject.target.name}")
+        sample = await _sample(subject, row.connections, options.seconds, partial(measure_row, row))
+        results.samples.setdefault((row.name, subject.target.name), []).append(sample)
+    console.print(f"round {number + 1}: {options.calls} single calls each, and group commits, taking turns")
+    loop = asyncio.get_running_loop()
+    also = lambda: asyncio.run_coroutine_threadsafe(commits(), loop).result()  # noqa: E731
+    targets = [subject.target for subject in turns]
+    latencies = await asyncio.to_thread(alternate, targets, options.calls, also)
+    results.group_commits += latencies.pop("also")
+    for name, took in latencies.items():
+        results.latencies.setdefault(name, []).extend(took)
 
 
 async def _sample(subject: Subject, connections: int, seconds: float, load: Load) -> report.Sample:

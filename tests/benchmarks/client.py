@@ -276,9 +276,9 @@ def call_once(connection: socket.socket, request: bytes) -> bytes:
     return data
 
 
-def alternate(targets: list[Target], calls: int) -> dict[str, list[float]]:
-    """Latencies in seconds per target, calls taking turns so that a drift meets all alike."""
-    latencies: dict[str, list[float]] = {target.name: [] for target in targets}
+def alternate(targets: list[Target], calls: int, also: Callable[[], list[float]]) -> dict[str, list[float]]:
+    """Latencies in seconds per target, and what `also` says under "also", taking turns so that a drift meets all."""
+    latencies: dict[str, list[float]] = {"also": [], **{target.name: [] for target in targets}}
     body = chat_body()
     requests = [target.request(body) for target in targets]
     with ExitStack() as stack:
@@ -288,6 +288,7 @@ def alternate(targets: list[Target], calls: int) -> dict[str, list[float]]:
                 started = time.perf_counter()
                 call_once(connection, request)
                 latencies[target.name].append(time.perf_counter() - started)
+            latencies["also"] += also()
     return latencies
 
 

@@ -9,7 +9,15 @@ import pytest
 from gateway.clock import new_id
 from gateway.db.lanes import OperationRefused, Outcome
 from gateway.db.pool import LedgerAway
-from tests.support.lane_bench import CANCEL_WAITS, POISON, Bench, altered, bench_on, standbys
+from tests.support.lane_bench import (
+    CANCEL_WAITS,
+    POISON,
+    Bench,
+    altered,
+    bench_on,
+    dropped_when_prepared,
+    standbys,
+)
 from tests.support.shop import until
 
 
@@ -170,6 +178,30 @@ async def test_a_lane_that_nobody_waits_for_any_more_rests(database_url: str) ->
         await asyncio.sleep(0.05)
         assert not bench.lane.away
         assert (await bench.lane.submit(bench.hold(new_id()))).outcome is Outcome.HELD
+
+
+async def test_a_statement_dropped_between_its_two_steps_is_asked_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared and not yet run when the connection is dropped: the driver fails in its own attributes. A settle that
+    were taken for refused would be lost."""
+    async with bench_on(database_url, wait_seconds=5.0) as bench:
+        with dropped_when_prepared(monkeypatch) as dropped:
+            assert (await bench.lane.submit(bench.settle(new_id()))).outcome is Outcome.SETTLED_UNHELD
+        assert dropped == [True]
+        assert bench.observer.failures == ["unknown"]
+
+
+async def test_a_probe_dropped_between_its_two_steps_ends_no_lane(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench_on(database_url, wait_seconds=5.0) as bench:
+        suspect = bench.settle(new_id())
+        suspect.strikes = 1
+        with dropped_when_prepared(monkeypatch) as dropped:
+            async with asyncio.timeout(10):
+                assert (await bench.lane.submit(suspect)).outcome is Outcome.SETTLED_UNHELD
+        assert dropped == [True]
 
 
 async def test_a_dead_connection_is_replaced_unseen(bench: Bench) -> None:

@@ -15,6 +15,7 @@ import pytest
 from gateway.clock import new_id
 from gateway.db.pool import Database, LedgerAway, connect, is_away, is_pooled
 from gateway.tasks import spawn, stop
+from tests.support.lane_bench import dropped_when_prepared
 from tests.support.ledger_proxy import ledger_proxy
 from tests.support.postgres import ScratchPostgres
 from tests.support.shop import until
@@ -312,5 +313,17 @@ async def test_a_connection_lost_on_its_way_to_whoever_asked_is_away(
     with pytest.raises(LedgerAway):
         await database.fetch("price_current")
     monkeypatch.undo()
+    await database.fetch("price_current")
+    await database.close()
+
+
+async def test_a_connection_lost_between_the_two_steps_of_a_statement_is_away(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was prepared, and is about to be run, when the connection is dropped for a server that fell silent."""
+    database = Database(database_url)
+    with dropped_when_prepared(monkeypatch) as dropped, pytest.raises(LedgerAway):
+        await database.fetch("price_current")
+    assert dropped == [True]
     await database.fetch("price_current")
     await database.close()

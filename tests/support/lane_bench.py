@@ -1,12 +1,13 @@
 """A lane before a proxy, a wallet, and what can go wrong in the server behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
 import orjson
+import pytest
 
 from gateway.clock import new_id
 from gateway.db import prices, wallets
@@ -137,6 +138,24 @@ async def altered(dsn: str, *settings: str) -> AsyncIterator[asyncpg.Connection]
         yield other
     finally:
         await other.close()
+
+
+@contextmanager
+def dropped_when_prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """The driver's next connection that prepares a statement is dropped before it can run it; then true stands here."""
+    prepare = asyncpg.Connection._get_statement  # type: ignore[attr-defined]  # the step between, which has no name
+    dropped: list[bool] = []
+
+    async def prepared(connection: asyncpg.Connection, *arguments: Any, **options: Any) -> Any:
+        statement = await prepare(connection, *arguments, **options)
+        if not dropped:
+            dropped.append(True)
+            connection.terminate()
+        return statement
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "_get_statement", prepared)
+        yield dropped
 
 
 async def standbys(dsn: str, other: asyncpg.Connection, names: str) -> None:
