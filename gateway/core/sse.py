@@ -149,8 +149,8 @@ def is_whole(data: bytes, event_bytes_max: int = EVENT_BYTES_MAX) -> bool:
 
 def split_events(block: bytes) -> list[bytes]:
     """The events of a block of whole events, each with its terminator; further blank lines are items of their own."""
-    if block.find(b"\n\n") == len(block) - 2 and block[0] not in _LINE_ENDS and block.find(b"\r") < 0:
-        return [block]
+    if block.find(b"\r") < 0 and block.endswith(b"\n\n") and block[0] not in _LINE_ENDS and block.find(b"\n\n\n") < 0:
+        return [event + b"\n\n" for event in block[:-2].split(b"\n\n")]
     events: list[bytes] = []
     start = 0
     for blank in _BLANK_LINE.finditer(block):

@@ -94,18 +94,19 @@ class ChatStream:
 
     def feed(self, data: bytes) -> bytes:
         if self._splitter.idle and is_whole(data):
-            if self._open and _is_plain(data):
+            end = _plain_end(data) if self._open else 0
+            if end == len(data):
                 self._uncounted += data
                 if len(self._uncounted) > UNCOUNTED_BYTES_MAX:
                     self._count()
                 return data
             out = bytearray()
-            self._take_block(data, out)
+            self._take_block(data, end, out)
             return bytes(out)
         out = bytearray()
         for kind, piece in self._splitter.feed(data):
             if kind is Kind.EVENTS:
-                self._take_block(piece, out)
+                self._take_block(piece, _plain_end(piece) if self._open else 0, out)
             elif kind is Kind.LINE_FEED:
                 self._put(piece, out)
             else:
@@ -121,11 +122,8 @@ class ChatStream:
         self._withheld.clear()
         return bytes(out)
 
-    def _take_block(self, block: bytes, out: bytearray) -> None:
-        end = 0
-        if self._open:
-            # A read may bring the end together with much that comes before it.
-            end = len(block) if _is_plain(block) else _plain_end(block)
+    def _take_block(self, block: bytes, end: int, out: bytearray) -> None:
+        """Take whole events, of which those before `end` are plain."""
         if end:
             plain = block[:end]
             self._fate = _Fate.RELAYED
@@ -302,8 +300,9 @@ def _calls_bytes(calls: object, function_call: object) -> int:
     return total
 
 
-def _is_plain(block: bytes) -> bool:
-    """Whether a block can be passed on unread: no usage, no error and no end in it.
+def _plain_end(block: bytes) -> int:
+    """Where those events of a block end that come before the first with anything to read in it: usage, an error or the
+    end. Mostly that is the end of the block.
 
     The bare words are searched, since a search for a quote stops at every quote, and with `find`, which is twice as
     fast as `in`. A word in the text of the reply only costs a closer look, and a member name spelled in escapes is one
@@ -311,16 +310,12 @@ def _is_plain(block: bytes) -> bool:
     """
     at = block.rfind(b"usage")
     one_null = at >= 0 and block.startswith(b'":null', at + 5) and block.find(b"usage", 0, at) < 0
-    if at >= 0 and not one_null and not _only_null(block, b"usage"):
-        return False
-    if block.find(b"error") >= 0 and not _only_null(block, b"error"):
-        return False
-    return block.find(b"[DONE]") < 0
-
-
-def _plain_end(block: bytes) -> int:
-    """Where those events of a block end that come before the first with anything to read in it."""
+    is_plain = at < 0 or one_null or _only_null(block, b"usage", at)
+    if is_plain and (at := block.rfind(b"error")) >= 0:
+        is_plain = _only_null(block, b"error", at)
     first = block.find(b"[DONE]")
+    if is_plain and first < 0:
+        return len(block)
     if first < 0:
         first = len(block)
     for name in (b"usage", b"error"):
@@ -332,8 +327,10 @@ def _plain_end(block: bytes) -> int:
     return block.rfind(b"\n\n", 0, first) + 2 if block.find(b"\n\n", 0, first) >= 0 else 0
 
 
-def _only_null(block: bytes, name: bytes) -> bool:
-    """Whether `name` stands in `block` only as a member that is null."""
+def _only_null(block: bytes, name: bytes, last: int) -> bool:
+    """Whether `name`, which stands at `last` for the last time, stands in `block` only as a member that is null."""
+    if not block.startswith((b'":null', b'": null'), last + len(name)):
+        return False
     count = block.count(name) - block.count(b'"%b":null' % name)
     return count == 0 or count == block.count(b'"%b": null' % name)
 
@@ -361,9 +358,12 @@ def _count_text_only(block: bytes, counter: OutputCounter) -> bool:
         return False
     if len(texts) != events and len(texts) != events - sum(block.count(delta) for delta in _EMPTY_DELTAS):
         return False
+    ends = [text.find(b'"') for text in texts]
+    if block.find(b"\\") < 0 and min(ends) > 0 and ends == [text.find(b'"}') for text in texts]:
+        counter.add(sum(ends), len(texts))  # nothing is escaped, so each first quote ends its text, and its delta
+        return True
     text_bytes = 0
-    for text in texts:
-        end = text.find(b'"')
+    for text, end in zip(texts, ends, strict=True):
         if text.find(b"\\", 0, end) >= 0:
             if (escaped := _TEXT_DELTA_REST.match(text)) is None:
                 return False

@@ -190,8 +190,11 @@ class Exchange:
             self.abort()
             return response
         try:
-            async with asyncio.timeout(READ_SECONDS_MAX):
-                await response.write_eof(finish.body)
+            if isinstance(response, StreamedReply):
+                await response.write_eof(finish.body)  # which bounds its wait, where there is one
+            else:
+                async with asyncio.timeout(READ_SECONDS_MAX):
+                    await response.write_eof(finish.body)
         except ConnectionError:
             pass  # it left after its reply was settled; nothing more is owed
         except TimeoutError:
