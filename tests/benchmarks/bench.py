@@ -37,7 +37,7 @@ from tests.benchmarks.client import (
     paused_replies,
 )
 from tests.benchmarks.farebox import Farebox, start_farebox
-from tests.benchmarks.ledger import GroupCommits, group_commits, lane_vs_single
+from tests.benchmarks.ledger import GroupCommit, group_commits, lane_vs_single
 from tests.benchmarks.load import Measured, check, measure_calls, measure_row, measure_streams
 from tests.benchmarks.processes import cpu_seconds, descriptors, listening, rss_bytes, tree, wait_for_descriptors
 from tests.benchmarks.rows import LARGE_BYTES, LARGE_MODEL, served_rows
@@ -146,9 +146,9 @@ async def measure(options: Options, console: Console, subjects: list[Subject], f
     for target in targets:
         await measure_calls(target, connections=16, seconds=1)
     with farebox.database() as dsn:
-        async with group_commits(dsn) as commits:
+        async with group_commits(dsn) as commit:
             for number in range(options.rounds):
-                await _round(options, console, subjects, number, commits, results)
+                await _round(options, console, subjects, number, commit, results)
         results.commit_ms, results.postgresql = await measure_commit(dsn)
         console.print("the lane against one statement per operation")
         lane, single = await lane_vs_single(dsn, seconds=options.seconds)
@@ -162,7 +162,7 @@ async def _round(
     console: Console,
     subjects: list[Subject],
     number: int,
-    commits: GroupCommits,
+    commit: GroupCommit,
     results: report.Results,
 ) -> None:
     """Every row once for each target."""
@@ -183,7 +183,7 @@ async def _round(
         results.samples.setdefault((row.name, subject.target.name), []).append(sample)
     console.print(f"round {number + 1}: {options.calls} single calls each, and group commits, taking turns")
     loop = asyncio.get_running_loop()
-    also = lambda: asyncio.run_coroutine_threadsafe(commits(), loop).result()  # noqa: E731
+    also = lambda: asyncio.run_coroutine_threadsafe(commit(), loop).result()  # noqa: E731
     targets = [subject.target for subject in turns]
     latencies = await asyncio.to_thread(alternate, targets, options.calls, also)
     results.group_commits += latencies.pop("also")

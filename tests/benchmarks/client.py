@@ -276,7 +276,7 @@ def call_once(connection: socket.socket, request: bytes) -> bytes:
     return data
 
 
-def alternate(targets: list[Target], calls: int, also: Callable[[], list[float]]) -> dict[str, list[float]]:
+def alternate(targets: list[Target], calls: int, also: Callable[[], float]) -> dict[str, list[float]]:
     """Latencies in seconds per target, and what `also` says under "also", taking turns so that a drift meets all."""
     latencies: dict[str, list[float]] = {"also": [], **{target.name: [] for target in targets}}
     body = chat_body()
@@ -288,7 +288,7 @@ def alternate(targets: list[Target], calls: int, also: Callable[[], list[float]]
                 started = time.perf_counter()
                 call_once(connection, request)
                 latencies[target.name].append(time.perf_counter() - started)
-            latencies["also"] += also()
+                latencies["also"].append(also())
     return latencies
 
 
