@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a PostgreSQL, a migrated database of one's own, a gateway, a fake upstream."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
@@ -21,8 +22,8 @@ async def _prepare(dsn: str) -> None:
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[ScratchPostgres]:
-    """A throw-away server whose template is migrated."""
-    with ScratchPostgres(_prepare) as server:
+    """A throw-away server whose template is migrated, or the one that FAREBOX_TEST_DATABASE_URL names."""
+    with ScratchPostgres(_prepare, server_url=os.environ.get("FAREBOX_TEST_DATABASE_URL")) as server:
         yield server
 
 

@@ -58,6 +58,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "wal_retrieve_retry_interval": "100ms",
         "autovacuum": "off",
         "deadlock_timeout": "100ms",
+        "dynamic_shared_memory_type": "mmap",  # in its own directory: one that is killed leaves nothing in /dev/shm
         "timezone": "UTC",
         "log_timezone": "UTC",
     }
@@ -150,12 +151,14 @@ class Node:
 class Cluster:
     """See the module. `primary` and `standby` are the nodes by what they are now."""
 
-    def __init__(self, *, settings: Mapping[str, str] = NO_SETTINGS) -> None:
+    def __init__(self, *, settings: Mapping[str, str] = NO_SETTINGS, programs: Programs | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-cluster-", dir=memory_directory()))
         self.directory.chmod(0o755)  # the account of the servers must reach what it owns in it
         self.password = secrets.token_hex(16)
         self.account: Account | None = server_account()
-        self.programs: Programs = reachable_programs(find_programs(), self.account, shelters(self.directory)[::-1])
+        self.programs: Programs = reachable_programs(
+            programs or find_programs(), self.account, shelters(self.directory)[::-1]
+        )
         self.settings: dict[str, dict[str, str]] = {"one": dict(settings), "two": dict(settings)}
         self.primary = Node(self, "one")
         self.standby = Node(self, "two")

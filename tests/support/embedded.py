@@ -16,7 +16,7 @@ from tests.support.postgres import memory_directory
 
 WAIT_SECONDS_MAX = 20.0
 # Most rules here are about processes; a disk that keeps its promises only makes them slower to test.
-FAST = {"fsync": "off"}
+FAST = {"fsync": "off", "dynamic_shared_memory_type": "mmap"}
 
 # It prints the DSN, and leaves in good order when its standard input is closed.
 GATEWAY = """

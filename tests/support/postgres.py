@@ -23,6 +23,7 @@ FAST_SETTINGS: Mapping[str, str] = MappingProxyType(
         "full_page_writes": "off",
         "autovacuum": "off",
         "logging_collector": "off",
+        "dynamic_shared_memory_type": "mmap",  # in its own directory: one that is killed leaves nothing in /dev/shm
     }
 )
 ROOM_BYTES_MIN = 2 * 1024**3
@@ -33,7 +34,7 @@ class ScratchPostgres:
     """`with ScratchPostgres(prepare) as scratch: dsn = await scratch.clone("name")`.
 
     `prepare(dsn)`, plain or async, fills the template once. Enter and leave it outside of an event loop, as a session
-    fixture does.
+    fixture does. With `server_url` it is somebody's server, where the account may make databases.
     """
 
     def __init__(
@@ -41,15 +42,17 @@ class ScratchPostgres:
         prepare: Callable[[str], Awaitable[None] | None] | None = None,
         *,
         settings: Mapping[str, str] = FAST_SETTINGS,
+        server_url: str | None = None,
     ) -> None:
         self._prepare = prepare
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-tests-", dir=memory_directory()))
         self.server = EmbeddedPostgres(self.directory / "postgres", settings=settings)
+        self._server_url = server_url
         self._dsn = ""
 
     def __enter__(self) -> "ScratchPostgres":
         try:
-            self._dsn = self.server.start()
+            self._dsn = self._server_url or self.server.start()
             asyncio.run(self._make_template())
         except BaseException:
             self.__exit__(None, None, None)
@@ -59,7 +62,10 @@ class ScratchPostgres:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.server.stop(timeout_seconds=4.0)
+        if self._server_url is None:
+            self.server.stop(timeout_seconds=4.0)
+        else:
+            asyncio.run(self._drop_template())
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def dsn(self, name: str) -> str:
@@ -75,6 +81,10 @@ class ScratchPostgres:
     async def drop(self, name: str) -> None:
         """Remove a clone, whoever is still connected to it."""
         await self._command(f'DROP DATABASE IF EXISTS "{_checked(name)}" WITH (FORCE)')
+
+    async def _drop_template(self) -> None:
+        await self._command(f"UPDATE pg_database SET datistemplate = false WHERE datname = '{TEMPLATE}'")
+        await self._command(f"DROP DATABASE IF EXISTS {TEMPLATE}")
 
     async def _make_template(self) -> None:
         await self._command(f"CREATE DATABASE {TEMPLATE}")
