@@ -2,6 +2,8 @@
 
 Each bug is a replacement of text in a copied tree from which that world's gateways run. A rule that is guarded twice
 is planted with its guards removed as well. FAREBOX_CAMPAIGN_PLANTED=all plants every one; it takes a minute.
+
+Some need a client that leaves in the few moments when it matters: not each seed has one, so a few are tried.
 """
 
 import asyncio
@@ -120,6 +122,7 @@ PLANTS = (
         "and cost",
     ),
 )
+SEEDS_MAX = 4
 IS_ALL = os.environ.get("FAREBOX_CAMPAIGN_PLANTED") == "all"
 
 
@@ -154,9 +157,15 @@ def test_a_seed_finds(planted: Plant, cluster: Cluster, tree: Path) -> None:
     plant(tree, planted)
     if not IS_ALL and not planted.in_every_run:
         pytest.skip("FAREBOX_CAMPAIGN_PLANTED=all plants every bug")
-    seed = 9_000 + PLANTS.index(planted)
     environment = {"PYTHONPATH": str(tree), "FAREBOX_LOG_LEVEL": "error"}
-    report = asyncio.run(
-        run_seed(cluster, seed, faults=planted.faults, statements=planted.guards, environment=environment)
-    )
-    assert any(planted.told in difference for difference in report.differences), report
+    reports = []
+    for number in range(SEEDS_MAX):
+        seed = 9_000 + 10 * number + PLANTS.index(planted)
+        reports.append(
+            asyncio.run(
+                run_seed(cluster, seed, faults=planted.faults, statements=planted.guards, environment=environment)
+            )
+        )
+        if any(planted.told in difference for difference in reports[-1].differences):
+            return
+    pytest.fail(f"not found: {reports}")
