@@ -1,9 +1,9 @@
 """A lane sends operations on wallets to the ledger: one connection, one statement in flight, no timer.
 
-Whatever arrives while a statement is in flight is the next batch. A call at rest pays one round trip; a busy gateway
-pays a fraction of one. The lane never cancels a statement: a caller that leaves, or a deadline, does not change what
-the ledger does. On a deadline the connection is dropped and the same operations, with the same ids, are asked again
-on another one: wallet_apply answers an id that it knows with what it did, and confirms it by a write.
+What comes while a statement is in flight, or the loop is busy after, is the next batch (lane_pace.py says how large).
+A call at rest pays one round trip; a busy gateway a fraction. The lane never cancels a statement: a caller that leaves,
+or a deadline, does not change what the ledger does. On a deadline the connection is dropped and the same operations,
+with the same ids, are asked again on another one: wallet_apply answers an id that it knows with what it did by a write.
 """
 
 import asyncio
