@@ -67,8 +67,7 @@ class LedgerProxy:
         if self._is_cut:
             writer.transport.abort()
             return
-        socket = f"{parse_qs(self._parts.query)['host'][0]}/.s.PGSQL.{self._parts.port or 5432}"
-        far_reader, far_writer = await asyncio.open_unix_connection(socket)
+        far_reader, far_writer = await self._connect()
         self._writers |= {writer, far_writer}
         self.connections += 1
         pumps = [self._pump(reader, far_writer, self._asking), self._pump(far_reader, writer, self._answering)]
@@ -83,6 +82,12 @@ class LedgerProxy:
                 end.transport.abort()
             for task in tasks:
                 await stop(task)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        port = self._parts.port or 5432
+        if directory := parse_qs(self._parts.query).get("host"):
+            return await asyncio.open_unix_connection(f"{directory[0]}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(self._parts.hostname, port)
 
     @staticmethod
     async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, running: asyncio.Event) -> None:
