@@ -19,11 +19,11 @@ WAIT_SECONDS_MAX = 20.0
 FAST = {"fsync": "off", "dynamic_shared_memory_type": "mmap"}
 
 # It prints the DSN, and leaves in good order when its standard input is closed.
-GATEWAY = """
+GATEWAY = f"""
 import sys
 from pathlib import Path
 from gateway.db.embedded import EmbeddedPostgres
-server = EmbeddedPostgres(Path(sys.argv[1]), settings={"fsync": "off"})
+server = EmbeddedPostgres(Path(sys.argv[1]), settings={FAST!r})
 print(server.start(), flush=True)
 sys.stdin.read()
 server.stop()
