@@ -183,7 +183,10 @@ async def _round(
         results.samples.setdefault((row.name, subject.target.name), []).append(sample)
     console.print(f"round {number + 1}: {options.calls} single calls each, and group commits, taking turns")
     loop = asyncio.get_running_loop()
-    also = lambda: asyncio.run_coroutine_threadsafe(commit(), loop).result()  # noqa: E731
+
+    def also() -> float:
+        return asyncio.run_coroutine_threadsafe(commit(), loop).result()
+
     targets = [subject.target for subject in turns]
     latencies = await asyncio.to_thread(alternate, targets, options.calls, also)
     results.group_commits += latencies.pop("also")
