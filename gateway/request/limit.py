@@ -6,7 +6,10 @@ a multiple of its cap, which is proof that the upstream ignores it.
 A hold that grows covers what has been granted so far. The next slice is asked for when half of the last is used, while
 the relay goes on. What was refused, or granted in part, is asked for again at half of what is left, and so on, for
 other calls give money back meanwhile. Only a stream that has used all that is held waits, for one last answer, and is
-then cut off: nothing is risked that is not held.
+then cut off: nothing is passed on that is not held.
+
+A read may bring any amount, and the end with it. So what comes near the limit is taken in parts, each no longer than
+what needs no look, and looked at before it is passed on.
 """
 
 import asyncio
@@ -22,6 +25,8 @@ from gateway.request.hold import Hold, Holds
 
 # How long a stream that stands at its limit waits for an answer under way. The ledger may be away: then it is over.
 _ANSWER_SECONDS_MAX = 2.0
+# The shortest part that is looked at where no event ends: about an event of one token.
+_PART_BYTES_MIN = 64
 _NEVER = sys.maxsize
 
 
@@ -37,14 +42,28 @@ class Limit:
 
     def is_near(self, byte_count: int) -> bool:
         """Whether a read of so many bytes may matter: the estimate grows by at most a token for four bytes."""
-        self._bytes += byte_count
-        return self._bytes >= self._next_bytes
+        reached = self._bytes + byte_count
+        if reached >= self._next_bytes:
+            return True
+        self._bytes = reached
+        return False
 
-    async def is_passed(self, reader: StreamReader) -> bool:
-        """Whether the stream must be ended."""
+    def part_end(self, data: bytes, start: int) -> int:
+        """Where the next look at a read that may matter is due: at the end of the event that may go past the limit."""
+        due = start + max(self._next_bytes - self._bytes, 1)
+        blank = data.find(b"\n\n", max(due - 2, start))
+        return blank + 2 if blank >= 0 else max(due, start + _PART_BYTES_MIN)
+
+    def is_reached(self, reader: StreamReader, byte_count: int) -> bool:
+        """Look at a reader that was fed so many bytes: whether it may go on only if that is granted."""
+        self._bytes += byte_count
         count = reader.output_tokens_estimate()
         self._look_again_at(self._allowed + 1, count)
         return count > self._allowed
+
+    async def is_granted(self) -> bool:
+        """Whether a stream that has reached its limit may go on after all; it waits for the answer."""
+        return False
 
     def failure(self) -> Failure:
         """What to tell the client of a stream that was ended."""
@@ -61,6 +80,7 @@ class GrowingLimit(Limit):
         "_ask_at",
         "_asked_at",
         "_asking",
+        "_count",
         "_hold",
         "_holds",
         "_is_whole",
@@ -79,6 +99,7 @@ class GrowingLimit(Limit):
         self._target_nanos = 0
         self._refused: Outcome | None = None
         self._is_whole = False
+        self._count = 0
         self._slice = portion
         # What is held at first is a slice, and no reckoning is needed: most streams never look.
         self._allowed = portion.tokens * offer.request.choices
@@ -86,21 +107,18 @@ class GrowingLimit(Limit):
         self._bytes = 0
         self._next_bytes = 4 * self._ask_at
 
-    async def is_passed(self, reader: StreamReader) -> bool:
+    def is_reached(self, reader: StreamReader, byte_count: int) -> bool:
+        self._bytes += byte_count
         count = reader.output_tokens_estimate()
         if count >= self._ask_at:
             self._ask(count)
-        if count > self._allowed and not await self._is_granted(count):
-            return True
+        self._count = count
         soon = self._allowed + 1
         self._look_again_at(soon if self._asking is not None else min(self._ask_at, soon), count)
-        return False
+        return count > self._allowed
 
-    def failure(self) -> Failure:
-        return super().failure() if self._is_whole else self._holds.cut_off(self._refused)
-
-    async def _is_granted(self, count: int) -> bool:
-        """At the limit the relay waits: for an answer under way, and for one to a last question."""
+    async def is_granted(self) -> bool:
+        count = self._count
         for is_last in (self._asking is None, True):
             self._ask(count)
             asking = self._asking
@@ -114,6 +132,9 @@ class GrowingLimit(Limit):
             if count <= self._allowed or is_last:
                 break
         return count <= self._allowed
+
+    def failure(self) -> Failure:
+        return super().failure() if self._is_whole else self._holds.cut_off(self._refused)
 
     def _ask(self, count: int) -> None:
         """Ask for another slice, unless an answer is under way or the whole ceiling is held."""

@@ -13,7 +13,6 @@ import aiohttp
 from multidict import CIMultiDict
 
 from gateway import points
-from gateway.clock import monotonic_seconds
 from gateway.core.estimate import tokens_from_bytes
 from gateway.core.inflate import Inflater, UnknownEncoding
 from gateway.core.sse import BOM
@@ -37,6 +36,7 @@ from gateway.request.headers import hold_headers, reply_headers
 from gateway.request.hold import Hold
 from gateway.request.limit import limit_of
 from gateway.request.meter import Ending, Seen
+from gateway.request.stream import Stream
 from gateway.request.upstream_reply import Reply
 from gateway.request.watch import Call
 from gateway.settings import UpstreamSettings
@@ -157,7 +157,7 @@ class Relay:
                 data = inflater.feed(data) if inflater is not None else data
                 size += len(data)
                 if large is not None:
-                    await self._pass_on(call, large.feed(data))
+                    await call.pass_on(large.feed(data))
                     continue
                 if looker is not None:
                     looker.look(data)
@@ -165,10 +165,10 @@ class Relay:
                 if size > self._reply_buffer_bytes_max:
                     large = looker or _late_looker(chunks)
                     call.output_tokens_estimate = large.count_output
-                    await self._start(call, relayed)
+                    await _start(call, relayed)
                     if isinstance(large, LargeReply) and large.reply_id is not None:
                         await _note(call, relayed, Made(large.reply_id, True), route.upstream)
-                    await self._pass_on(call, large.pass_on(b"".join(chunks)))
+                    await call.pass_on(large.pass_on(b"".join(chunks)))
                     chunks.clear()
         except (aiohttp.ClientError, OSError, ValueError):
             ending = self._broken(call, relayed, route)
@@ -209,38 +209,31 @@ class Relay:
     ) -> None:
         """Events as they come; the end of them waits for the settle."""
         call.output_tokens_estimate = reader.output_tokens_estimate
-        await self._start(call, relayed)
+        await _start(call, relayed)
         ending = Ending.COMPLETED
         limit = limit_of(offer, hold)
-        is_first = True
         # A look at a protocol by isinstance() takes as long as several events.
         maker = cast(MakesResponse, reader) if hasattr(reader, "made") else None
+        note = None if maker is None else lambda: _note(call, relayed, maker.made, route.upstream)
+        stream = Stream(call, reader, limit, note)
         try:
             while data := await response.read():
                 call.touch()
                 if inflater is not None:
                     data = inflater.feed(data)
-                out = reader.feed(data)
-                if maker is not None:
-                    await _note(call, relayed, maker.made, route.upstream)
-                if out:
-                    await self._pass_on(call, out)
-                    if points.armed and not is_first:
-                        points.reach("relay.mid_stream")
-                    is_first = False
+                if not await stream.take(data):
+                    ending, relayed.failure = Ending.CUT_OFF, limit.failure()
+                    break
                 if reader.ended:
                     # The end was seen; only late usage could follow. A connection left open must not delay the client.
                     call.end_within(_TAIL_SECONDS)
-                elif limit.is_near(len(data)) and await limit.is_passed(reader):
-                    ending, relayed.failure = Ending.CUT_OFF, limit.failure()
-                    break
         except (aiohttp.ClientError, OSError, ValueError):
             if not reader.ended:
                 ending = self._broken(call, relayed, route)
         rest = reader.finish()
-        if maker is not None:
-            await _note(call, relayed, maker.made, route.upstream)
-        _end_stream(ending, rest, reader, call, relayed)
+        if note is not None:
+            await note()
+        _end_stream(ending, rest, stream, reader, call, relayed)
 
     def _broken(self, call: Call, relayed: Relayed, route: Route) -> Ending:
         """Why a read failed: we closed it for a reason, or the upstream broke."""
@@ -252,29 +245,15 @@ class Relay:
         relayed.failure = self.asker.failed(route.upstream, kind, UpstreamUnusable())
         return Ending.BROKE
 
-    async def _start(self, call: Call, relayed: Relayed) -> None:
-        relayed.started = True
-        if not call.is_client_gone:
-            try:
-                await call.client.start(relayed.status, relayed.headers)
-            except (ConnectionError, aiohttp.ClientError):
-                call.client_left()
 
-    async def _pass_on(self, call: Call, data: bytes) -> None:
-        """Write to the client; if it is gone, go on reading for the usage until the watch says enough."""
-        if data and call.is_client_gone:
-            call.client.missed(data)
-        elif data:
-            call.writing_since_seconds = monotonic_seconds()
-            try:
-                await call.client.write(data)
-            except (ConnectionError, aiohttp.ClientError):
-                call.client_left()
-            finally:
-                call.writing_since_seconds = 0.0
+async def _start(call: Call, relayed: Relayed) -> None:
+    relayed.started = True
+    await call.start(relayed.status, relayed.headers)
 
 
-def _end_stream(ending: Ending, rest: bytes, reader: StreamReader, call: Call, relayed: Relayed) -> None:
+def _end_stream(
+    ending: Ending, rest: bytes, stream: Stream, reader: StreamReader, call: Call, relayed: Relayed
+) -> None:
     """How a stream ended, with all that its reader saw."""
     if ending is Ending.COMPLETED:
         # An end without [DONE] is an end, if anything came: some upstreams send none.
@@ -287,7 +266,7 @@ def _end_stream(ending: Ending, rest: bytes, reader: StreamReader, call: Call, r
     relayed.seen = relayed.seen._replace(
         ending=ending,
         usage=reader.usage,
-        count_output=reader.output_tokens_estimate,
+        count_output=stream.count_output,
         service_tier=reader.service_tier,
     )
 

@@ -64,6 +64,27 @@ class Call:
         self.is_over = False
         self.is_stopped = False
 
+    async def start(self, status: int, headers: CIMultiDict[str]) -> None:
+        """Begin the reply to the client, unless it is gone."""
+        if not self.is_client_gone:
+            try:
+                await self.client.start(status, headers)
+            except ConnectionError:
+                self.client_left()
+
+    async def pass_on(self, data: bytes) -> None:
+        """Write to the client; once it is gone, its reply is read on for the usage until the watch says enough."""
+        if data and self.is_client_gone:
+            self.client.missed(data)
+        elif data:
+            self.writing_since_seconds = monotonic_seconds()
+            try:
+                await self.client.write(data)
+            except ConnectionError:
+                self.client_left()
+            finally:
+                self.writing_since_seconds = 0.0
+
     def await_first_byte(self, seconds: float) -> None:
         """The running task waits for an upstream's headers, for so long at most."""
         self.first_byte_by_seconds = monotonic_seconds() + seconds

@@ -4,6 +4,7 @@ What is charged is worked out from the numbers in tests/support/growing.py.
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from gateway.db import prices, wallets
 from gateway.db.lanes import Operation
 from gateway.tasks import spawn
 from tests.support.behaviours import Completion, Form
-from tests.support.call import Gate
+from tests.support.call import Call, Gate
 from tests.support.completion import changed
 from tests.support.gateway import CONTEXT, MODEL, OUTPUT
 from tests.support.growing import (
@@ -141,7 +142,7 @@ async def test_a_hold_grows_no_further_than_its_ceiling(scratch: ScratchPostgres
             other.upstream.next(Completion(endless=True))
             _, body = await stream(other)
             assert cut_off(body)["type"] == "upstream_error"
-            assert 4 * 100 + 64 < words(body) < 600
+            assert words(body) == 4 * 100 + 64
 
 
 async def test_more_than_was_shown_comes_from_free_funds_and_is_counted(shop: Shop) -> None:
@@ -208,8 +209,7 @@ async def test_what_the_funds_cover_is_relayed_and_then_the_stream_is_cut_off(
     error = cut_off(body)
     assert (status, error["type"]) == (200, "insufficient_funds")
     assert "funds" in error["message"]
-    # One read may bring a few tokens more; they are within what was held for the prompt's worst case.
-    assert tokens < words(body) <= tokens + 10
+    assert words(body) == tokens, "all that was held, and no more"
     [event] = await shop.farebox.usage(wallet_id)
     assert (event["basis"], event["reason"], event["shortfall_nanos"]) == ("estimated", "cut_off", 0)
     assert event["usage"] == {"input": PROMPT_ESTIMATE, "output": words(body)}, "exact to the cut"
@@ -222,6 +222,40 @@ async def test_what_the_funds_cover_is_relayed_and_then_the_stream_is_cut_off(
     assert 1 <= extensions(shop, "insufficient_funds") <= 12, "asked again, but not for ever"
     labels = {"endpoint": "chat.completions", "model": MODEL, "outcome": "cut_off", "basis": "estimated"}
     assert shop.count("farebox_calls_total", **labels) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """A whole stream, its usage and its end, in one piece."""
+
+    tokens: int
+
+    async def reply(self, call: Call) -> None:
+        await call.start("text/event-stream")
+        word = b'data: {"choices":[{"index":0,"delta":{"content":" on."}}]}\n\n'
+        usage = {"prompt_tokens": PROMPT, "completion_tokens": self.tokens, "total_tokens": PROMPT + self.tokens}
+        last = b"data: %b\n\n" % orjson.dumps({"choices": [], "usage": usage})
+        await call.send(word * self.tokens + last + DONE, events=self.tokens, tokens=self.tokens, last=True)
+        await call.finish()
+
+
+@pytest.mark.parametrize("tokens", [SLICE + 1, 100, 1_000])
+async def test_a_read_that_brings_the_end_too_is_passed_on_no_further_than_the_hold(shop: Shop, tokens: int) -> None:
+    wallet_id, key = await shop.farebox.new_wallet(format_nanos(FIRST))
+    shop.upstream.next(AtOnce(tokens))
+    _, body = await stream(shop, key)
+    assert (cut_off(body)["type"], words(body)) == ("insufficient_funds", SLICE)
+    [event] = await shop.farebox.usage(wallet_id)
+    assert event["usage"] == {"input": PROMPT_ESTIMATE, "output": SLICE}
+    assert (await shop.farebox.wallet(wallet_id))["balance_nanos"] == FIRST - PROMPT_ESTIMATE - 4 * SLICE
+
+
+async def test_a_read_of_many_slices_waits_for_each_and_is_passed_on_whole(shop: Shop) -> None:
+    shop.upstream.next(AtOnce(1_000))
+    _, body = await stream(shop)
+    assert (words(body), body.endswith(DONE)) == (1_000, True)
+    await shop.resolved(PROMPT + 4 * 1_000, "reported", None, "completed")
+    assert shop.count("farebox_over_hold_total", model=MODEL) == 0
 
 
 async def test_money_that_comes_in_time_is_used(shop: Shop) -> None:
@@ -251,7 +285,7 @@ async def test_a_wallet_suspended_in_the_middle_ends_its_stream_at_the_hold(shop
     gate.open()
     _, body = await call
     assert cut_off(body)["type"] == "permission_error"
-    assert SLICE < words(body) <= SLICE + 10
+    assert words(body) == SLICE
     await shop.resolved(PROMPT_ESTIMATE + 4 * words(body), "estimated", "cut_off", "cut_off")
 
 
@@ -267,5 +301,5 @@ async def test_nothing_more_is_risked_while_the_journal_cannot_be_written(shop: 
     finally:
         holds.usable = lambda: True
     assert cut_off(body)["type"] == "server_error"
-    assert SLICE < words(body) <= SLICE + 10
+    assert words(body) == SLICE
     assert extensions(shop, "unanswered") > 0
