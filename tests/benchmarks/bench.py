@@ -173,10 +173,10 @@ async def _round(
             console.print(f"round {number + 1}: chat, {count} at once, {subject.target.name}")
             sample = await _sample(subject, count, options.seconds, measure_calls)
             results.samples.setdefault((f"chat_c{count}", subject.target.name), []).append(sample)
-    for subject in turns:
-        console.print(f"round {number + 1}: streams, {report.STREAM_CONNECTIONS} at once, {subject.target.name}")
-        sample = await _sample(subject, report.STREAM_CONNECTIONS, options.seconds, measure_streams)
-        results.samples.setdefault((report.STREAM_ROW, subject.target.name), []).append(sample)
+    for (count, name), subject in itertools.product(report.STREAM_ROWS.items(), turns):
+        console.print(f"round {number + 1}: streams, {count} at once, {subject.target.name}")
+        sample = await _sample(subject, count, options.seconds, measure_streams)
+        results.samples.setdefault((name, subject.target.name), []).append(sample)
     for row, subject in itertools.product(served_rows(), turns):
         console.print(f"round {number + 1}: {row.name}, {row.connections} at once, {subject.target.name}")
         sample = await _sample(subject, row.connections, options.seconds, partial(measure_row, row))
