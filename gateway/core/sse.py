@@ -164,6 +164,12 @@ def split_events(block: bytes) -> list[bytes]:
     return events
 
 
+def event_end(data: bytes, start: int) -> int:
+    """Where the first event ends whose blank line begins at `start` or later; 0 where none does."""
+    blank = _BLANK_LINE.search(data, start)
+    return 0 if blank is None else blank.end()
+
+
 def event_data(event: bytes) -> bytes | None:
     """The data of one event, its `data` lines joined with LF; None for an event without any. A BOM is skipped."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:

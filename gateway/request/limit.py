@@ -16,6 +16,7 @@ import asyncio
 import sys
 
 from gateway.core.ceiling import Slice
+from gateway.core.sse import event_end
 from gateway.core.usage import proof_above
 from gateway.db.lanes import Answer, Outcome
 from gateway.endpoints.endpoint import Output, StreamReader
@@ -51,14 +52,16 @@ class Limit:
     def part_end(self, data: bytes, start: int) -> int:
         """Where the next look at a read that may matter is due: at the end of the event that may go past the limit."""
         due = start + max(self._next_bytes - self._bytes, 1)
-        blank = data.find(b"\n\n", max(due - 2, start))
-        return blank + 2 if blank >= 0 else max(due, start + _PART_BYTES_MIN)
+        return event_end(data, max(due - 4, start)) or max(due, start + _PART_BYTES_MIN)
 
-    def is_reached(self, reader: StreamReader, byte_count: int) -> bool:
-        """Look at a reader that was fed so many bytes: whether it may go on only if that is granted."""
+    def is_reached(self, reader: StreamReader, byte_count: int, kept_bytes: int) -> bool:
+        """Look at a reader that was fed so many bytes: whether it may go on only if that is granted.
+
+        What the reader has kept of all that it was fed, such as half an event, is still to be counted.
+        """
         self._bytes += byte_count
         count = reader.output_tokens_estimate()
-        self._look_again_at(self._allowed + 1, count)
+        self._look_again_at(self._allowed + 1, count, kept_bytes)
         return count > self._allowed
 
     async def is_granted(self) -> bool:
@@ -69,8 +72,8 @@ class Limit:
         """What to tell the client of a stream that was ended."""
         return UpstreamUnusable("The reply ran past its hold and was ended.", code="cut_off")
 
-    def _look_again_at(self, tokens: int, count: int) -> None:
-        self._next_bytes = self._bytes + 4 * max(tokens - count, 1)
+    def _look_again_at(self, tokens: int, count: int, kept_bytes: int) -> None:
+        self._next_bytes = self._bytes - kept_bytes + 4 * max(tokens - count, 1)
 
 
 class GrowingLimit(Limit):
@@ -107,14 +110,14 @@ class GrowingLimit(Limit):
         self._bytes = 0
         self._next_bytes = 4 * self._ask_at
 
-    def is_reached(self, reader: StreamReader, byte_count: int) -> bool:
+    def is_reached(self, reader: StreamReader, byte_count: int, kept_bytes: int) -> bool:
         self._bytes += byte_count
         count = reader.output_tokens_estimate()
         if count >= self._ask_at:
             self._ask(count)
         self._count = count
         soon = self._allowed + 1
-        self._look_again_at(soon if self._asking is not None else min(self._ask_at, soon), count)
+        self._look_again_at(soon if self._asking is not None else min(self._ask_at, soon), count, kept_bytes)
         return count > self._allowed
 
     async def is_granted(self) -> bool:

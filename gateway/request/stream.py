@@ -12,7 +12,7 @@ from gateway.request.watch import Call
 class Stream:
     """Passes on what is read; `count_output` estimates the output tokens of that. `note` is called before."""
 
-    __slots__ = ("_call", "_is_first", "_limit", "_note", "_reader", "count_output")
+    __slots__ = ("_call", "_is_first", "_kept_bytes", "_limit", "_note", "_reader", "count_output")
 
     def __init__(
         self, call: Call, reader: StreamReader, limit: Limit, note: Callable[[], Awaitable[None]] | None
@@ -22,12 +22,16 @@ class Stream:
         self._limit = limit
         self._note = note
         self._is_first = True
+        self._kept_bytes = 0  # what the reader was fed and has not given out
         self.count_output = reader.output_tokens_estimate
 
     async def take(self, data: bytes) -> bool:
         """Pass on what a read brought; whether all of it could be."""
         if not self._limit.is_near(len(data)):
-            await self._pass_on(self._reader.feed(data))
+            out = self._reader.feed(data)
+            if out is not data:
+                self._kept_bytes += len(data) - len(out)
+            await self._pass_on(out)
             return True
         return await self._take_parts(data)
 
@@ -42,7 +46,8 @@ class Stream:
             part = data[start : limit.part_end(data, start)]
             start += len(part)
             out = reader.feed(part)
-            if limit.is_reached(reader, len(part)) and not reader.ended:
+            self._kept_bytes += len(part) - len(out)
+            if limit.is_reached(reader, len(part), self._kept_bytes) and not reader.ended:
                 await self._pass_on(bytes(ready))
                 ready.clear()
                 if not await limit.is_granted():

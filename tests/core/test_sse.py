@@ -4,7 +4,7 @@ from time import perf_counter
 
 import pytest
 
-from gateway.core.sse import Kind, Piece, SseSplitter, event_data, is_whole, split_events
+from gateway.core.sse import Kind, Piece, SseSplitter, event_data, event_end, is_whole, split_events
 
 
 def fed(*reads: bytes, event_bytes_max: int = 100) -> tuple[list[Piece], bytes]:
@@ -148,3 +148,18 @@ def test_a_splitter_is_idle_only_between_events(data: bytes) -> None:
         splitter.feed(read)
         idle.append(splitter.idle)
     assert idle == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("data", "start", "end"),
+    [
+        (b"a\n\nb\n\n", 0, 3),
+        (b"a\n\nb\n\n", 1, 3),
+        (b"a\n\nb\n\n", 2, 6),
+        (b"a\r\n\r\nb", 0, 5),
+        (b"a\r\rb", 0, 3),
+        (b"a\n", 0, 0),
+    ],
+)
+def test_event_end(data: bytes, start: int, end: int) -> None:
+    assert event_end(data, start) == end

@@ -78,6 +78,29 @@ async def test_what_ends_at_its_limit_is_whole(reads: list[bytes]) -> None:
     assert (stream.count_output(), reader.ended) == (ALLOWED, True)
 
 
+@st.composite
+def odd_streams(draw: st.DrawFn) -> list[bytes]:
+    """Events of many sizes with any line ends, in reads of any sizes."""
+    blank = 2 * draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    sizes = draw(st.lists(st.sampled_from([1, 2, 7, 40, 170, 400]), min_size=1, max_size=80))
+    text = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}'
+    events = [text % (b"x" * size) + blank for size in sizes]
+    return draw(reads_of(b"".join(events) + b"data: [DONE]" + blank))
+
+
+@given(odd_streams(), st.sampled_from([0, 1, 20]))
+async def test_no_token_past_the_limit_is_passed_on_whatever_the_stream_is_like(reads: list[bytes], cap: int) -> None:
+    """Half an event that waits in the reader is counted when its rest comes, however short that is."""
+    stream, reader, caller = a_stream(Limit(cap))
+    is_whole = await _taken(stream, reads)
+    told = b"".join(caller.told)
+    counter = ChatStream(remove_usage=False)
+    counter.feed(told)
+    assert stream.count_output() == counter.output_tokens_estimate() <= ALLOWED + 4 * cap
+    assert b"".join(reads).startswith(told)
+    assert not is_whole or told + reader.finish() == b"".join(reads)
+
+
 @given(reads_of(WORD * 100 + DONE))
 async def test_what_is_granted_is_passed_on_whole_and_in_order(reads: list[bytes]) -> None:
     stream, reader, caller = a_stream(Granting(0))
