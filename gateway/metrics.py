@@ -59,7 +59,7 @@ class Metrics:
         self.held_nanos = self._gauge("held_nanos", "Held over all wallets.")
         self.open_holds = self._gauge("open_holds", "Open holds over all wallets.")
         self.oldest_hold = self._gauge("oldest_open_hold_seconds", "Age of the oldest open hold since it was renewed.")
-        self.swept = self._counter("swept_holds", "Holds resolved by the sweep.")
+        self.swept = self._counter("swept_holds", "Open holds resolved by the sweep: their gateways died.")
         self.invariant_failures = self._gauge(
             "invariant_failures", "Rows that an invariant found at its last run.", "invariant"
         )

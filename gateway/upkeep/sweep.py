@@ -14,7 +14,10 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Holds seen past twice their validity, and how many this run resolved."""
+    """Holds seen past twice their validity, and how many open ones this run resolved: calls whose gateway died.
+
+    The others were declined. They held nothing, and are cleared away.
+    """
 
     due: int
     expired: int
@@ -46,10 +49,11 @@ class Sweep:
         except LaneFull:
             pass  # calls come first; the next run takes the rest
         expired = 0
-        for result in await asyncio.gather(*answers, return_exceptions=True):
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        for row, result in zip(rows, results, strict=False):
             if isinstance(result, (LedgerAway, OperationRefused)):
                 raise result
             if not isinstance(result, BaseException) and result.outcome is Outcome.EXPIRED:
-                expired += 1
+                expired += bool(row["is_open"])
         self._metrics.swept.inc(expired)
         return Swept(len(rows), expired)

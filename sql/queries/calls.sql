@@ -9,8 +9,8 @@ CROSS JOIN LATERAL wallet_apply(b.wallet_id, b.operations) AS r;
 SELECT pg_logical_emit_message(true, 'farebox', 'probe') IS NOT NULL AS answered;
 
 -- name: holds_due
--- Holds past twice their validity, for the sweep.
-SELECT wallet_id, hold_id
+-- Holds past twice their validity, for the sweep: open ones, and declined ones that it clears away.
+SELECT wallet_id, hold_id, state = 'open' AS is_open
 FROM holds
 WHERE now() >= renewed_at + make_interval(secs => 2 * valid_seconds)
 ORDER BY wallet_id, hold_id

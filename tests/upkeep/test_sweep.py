@@ -68,6 +68,20 @@ async def test_a_batch_is_bounded_and_only_the_due_are_in_it(shop: Shop) -> None
     await shop.farebox.app.gateway.settler.settle(offer_of(shop.farebox.app.shelf), running, void("test"), None)
 
 
+async def test_a_declined_hold_is_cleared_away_and_is_no_call_that_died(shop: Shop) -> None:
+    """An operator who sees swept holds looks for a gateway that was killed; a wallet without funds is none."""
+    _, key = await shop.farebox.new_wallet("0")
+    async with shop.farebox.chat(key) as response:
+        assert response.status == 402
+    async with shop.farebox.app.database.connection() as connection:
+        changed = await connection.execute("UPDATE holds SET renewed_at = now() - interval '1 hour'")
+        assert changed == "UPDATE 1"
+        assert await connection.fetchval("SELECT state FROM holds") == "declined"
+    assert await shop.farebox.app.sweep.run_once() == Swept(1, 0)
+    assert await shop.farebox.app.sweep.run_once() == Swept(0, 0)
+    assert shop.count("farebox_swept_holds_total") == 0
+
+
 async def test_calls_come_first_in_a_full_lane(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = await placed(shop)
     await age(shop, hold, 1_000)
