@@ -26,8 +26,6 @@ from gateway.request.hold import Hold, Holds
 
 # How long a stream that stands at its limit waits for an answer under way. The ledger may be away: then it is over.
 _ANSWER_SECONDS_MAX = 2.0
-# The shortest part that is looked at where no event ends: about an event of one token.
-_PART_BYTES_MIN = 64
 _NEVER = sys.maxsize
 
 
@@ -50,9 +48,12 @@ class Limit:
         return False
 
     def part_end(self, data: bytes, start: int) -> int:
-        """Where the next look at a read that may matter is due: at the end of the event that may go past the limit."""
+        """Where the next look at a read that may matter is due: at the end of the event that may go past the limit.
+
+        Where none ends, nothing of the rest is counted before the next read.
+        """
         due = start + max(self._next_bytes - self._bytes, 1)
-        return event_end(data, max(due - 4, start)) or max(due, start + _PART_BYTES_MIN)
+        return event_end(data, max(due - 4, start)) or len(data)
 
     def is_reached(self, reader: StreamReader, byte_count: int, kept_bytes: int) -> bool:
         """Look at a reader that was fed so many bytes: whether it may go on only if that is granted.
