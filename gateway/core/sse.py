@@ -166,7 +166,7 @@ def split_events(block: bytes) -> list[bytes]:
 
 def event_end(data: bytes, start: int) -> int:
     """Where the first event ends whose blank line begins at `start` or later; 0 where none does."""
-    if data.find(b"\r", start) < 0:  # a search without a pattern is a hundred times as fast
+    if data.find(b"\r", start) < 0:  # a pattern takes milliseconds over a long event
         found = data.find(b"\n\n", start)
         return found + 2 if found >= 0 else 0
     blank = _BLANK_LINE.search(data, start)

@@ -8,8 +8,8 @@ the relay goes on. What was refused, or granted in part, is asked for again at h
 other calls give money back meanwhile. Only a stream that has used all that is held waits, for one last answer, and is
 then cut off: nothing is passed on that is not held.
 
-A read may bring any amount, and the end with it. So what comes near the limit is taken in parts, each no longer than
-what needs no look, and looked at before it is passed on.
+A read may bring any amount, and the end with it. So what comes near the limit is taken in parts, each up to the end of
+the event that may go past it, and each is looked at before it is passed on.
 """
 
 import asyncio
@@ -40,7 +40,10 @@ class Limit:
         self._next_bytes = 4 * self._allowed
 
     def is_near(self, byte_count: int) -> bool:
-        """Whether a read of so many bytes may matter: the estimate grows by at most a token for four bytes."""
+        """Whether a read of so many bytes may matter: the estimate grows by at most a token for four bytes.
+
+        One that does not is counted here; one that does is counted in parts, by `is_reached`.
+        """
         reached = self._bytes + byte_count
         if reached >= self._next_bytes:
             return True

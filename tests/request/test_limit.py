@@ -4,7 +4,6 @@ What is charged is worked out from the numbers in tests/support/growing.py.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,8 +15,8 @@ from gateway.core.money import format_nanos
 from gateway.db import prices, wallets
 from gateway.db.lanes import Operation
 from gateway.tasks import spawn
-from tests.support.behaviours import Completion, Form
-from tests.support.call import Call, Gate
+from tests.support.behaviours import Completion, Form, RawStream
+from tests.support.call import Gate
 from tests.support.completion import changed
 from tests.support.gateway import CONTEXT, MODEL, OUTPUT
 from tests.support.growing import (
@@ -224,25 +223,17 @@ async def test_what_the_funds_cover_is_relayed_and_then_the_stream_is_cut_off(
     assert shop.count("farebox_calls_total", **labels) == 1
 
 
-@dataclass(frozen=True, slots=True)
-class AtOnce:
+def at_once(tokens: int) -> RawStream:
     """A whole stream, its usage and its end, in one piece."""
-
-    tokens: int
-
-    async def reply(self, call: Call) -> None:
-        await call.start("text/event-stream")
-        word = b'data: {"choices":[{"index":0,"delta":{"content":" on."}}]}\n\n'
-        usage = {"prompt_tokens": PROMPT, "completion_tokens": self.tokens, "total_tokens": PROMPT + self.tokens}
-        last = b"data: %b\n\n" % orjson.dumps({"choices": [], "usage": usage})
-        await call.send(word * self.tokens + last + DONE, events=self.tokens, tokens=self.tokens, last=True)
-        await call.finish()
+    word = b'data: {"choices":[{"index":0,"delta":{"content":" on."}}]}\n\n'
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": tokens, "total_tokens": PROMPT + tokens}
+    return RawStream([word * tokens + b"data: %b\n\n" % orjson.dumps({"choices": [], "usage": usage}) + DONE])
 
 
 @pytest.mark.parametrize("tokens", [SLICE + 1, 100, 1_000])
 async def test_a_read_that_brings_the_end_too_is_passed_on_no_further_than_the_hold(shop: Shop, tokens: int) -> None:
     wallet_id, key = await shop.farebox.new_wallet(format_nanos(FIRST))
-    shop.upstream.next(AtOnce(tokens))
+    shop.upstream.next(at_once(tokens))
     _, body = await stream(shop, key)
     assert (cut_off(body)["type"], words(body)) == ("insufficient_funds", SLICE)
     [event] = await shop.farebox.usage(wallet_id)
@@ -251,7 +242,7 @@ async def test_a_read_that_brings_the_end_too_is_passed_on_no_further_than_the_h
 
 
 async def test_a_read_of_many_slices_waits_for_each_and_is_passed_on_whole(shop: Shop) -> None:
-    shop.upstream.next(AtOnce(1_000))
+    shop.upstream.next(at_once(1_000))
     _, body = await stream(shop)
     assert (words(body), body.endswith(DONE)) == (1_000, True)
     await shop.resolved(PROMPT + 4 * 1_000, "reported", None, "completed")

@@ -2,38 +2,27 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
 
 from gateway.endpoints.chat_stream import ChatStream
 from gateway.request.limit import Limit
 from gateway.request.stream import Stream
 from gateway.request.watch import Call
+from tests.request import test_watch
 
 WORD = b'data: {"choices":[{"index":0,"delta":{"content":"on"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 ALLOWED = 64  # of a cap of 0, four times which and 64 more is proof that it is ignored
 
 
-class Caller:
+class Caller(test_watch.Caller):
     """The client's side: what it was told, in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.told: list[bytes] = []
-
-    def gone(self) -> bool:
-        return False
-
-    def abort(self) -> None:
-        raise NotImplementedError
-
-    async def start(self, status: int, headers: CIMultiDict[str]) -> None:
-        raise NotImplementedError
 
     async def write(self, data: bytes) -> None:
         self.told.append(data)
-
-    def missed(self, data: bytes) -> None:
-        raise NotImplementedError
 
 
 class Granting(Limit):
